@@ -1,0 +1,118 @@
+"""Which device multiplies, and the proof that its products are exact."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+ROWS_ALWAYS_EXACT = 1024
+"""Rows whose products of values in [-128, 127] sum to at most 2**24: 1,024 * 2**14."""
+EXACT_SUM = 1 << 24
+"""The largest sum that float32 keeps exact whatever the order of additions."""
+
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A proven way to multiply blocks of centred uint8 rows.
+
+    Parameters
+    ----------
+    name : str
+    device : torch.device
+    dtype : torch.dtype
+        What the centred rows y = x - 128 are held as.
+    product : callable
+        (n, a), (n, b) of ``dtype`` -> (a, b) int32, the exact Y_a.T @ Y_b.
+    grouped : bool
+        Whether a block must be cut where a column's sum of squares would pass 2**24 (float32), or not (int8).
+    """
+
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    product: Product
+    grouped: bool
+
+
+class InexactDeviceError(RuntimeError):
+    """The device's matrix product gave other integers than int64 arithmetic."""
+
+
+def choose_device(wanted: str) -> torch.device:
+    """Return the device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` names.
+
+    Raises
+    ------
+    ValueError
+        Where the device does not exist on this machine.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise ValueError(f"device {wanted!r} is unknown; choose auto, cpu, cuda or cuda:0") from error
+    found = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise ValueError(f"device {wanted!r} was asked for and this machine has {found} CUDA devices; try --device cpu")
+    return device
+
+
+def choose_kernel(device: torch.device) -> Kernel:
+    """Return the fastest kernel of ``device`` that passes the proof.
+
+    Raises
+    ------
+    InexactDeviceError
+        Where none does.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False  # TF32 keeps 10 bits of each factor: not exact
+    torch.backends.cudnn.allow_tf32 = False
+    kernels = [Kernel("float32", device, torch.float32, _float32_product, grouped=True)]
+    if device.type == "cuda":
+        kernels.insert(0, Kernel("int8", device, torch.int8, int8_product, grouped=False))
+    for kernel in kernels:
+        if is_exact(kernel):
+            return kernel
+    raise InexactDeviceError(f"matrix products on {device} are not exact; use --device cpu")
+
+
+def is_exact(kernel: Kernel, width: int = 256) -> bool:
+    """Multiply worst-case blocks on the device and compare every entry with int64 arithmetic on the CPU.
+
+    The blocks reach both ends of the range of sums (all -128: 2**24 exactly) and odd sums just below it, which any
+    kernel with fewer than 24 bits of significand, or one that rounds its factors, gets wrong.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (ROWS_ALWAYS_EXACT, width)
+    extremes = torch.full(shape, -128, dtype=torch.int64)
+    odd = torch.randint(-128, 128, shape, generator=generator)
+    large = torch.randint(120, 128, shape, generator=generator)
+    large[:, ::2] *= -1
+    for block in (extremes, odd, large):
+        try:
+            found = kernel.product(*(block.to(kernel.device, kernel.dtype) for _ in range(2))).cpu()
+        except (RuntimeError, NotImplementedError):  # no int8 units on this device
+            return False
+        if not torch.equal(found.to(torch.int64), block.T @ block):
+            return False
+    return True
+
+
+def _float32_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return torch.mm(left.T, right).to(torch.int32)
+
+
+def int8_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return (n, a) int8, (n, b) int8 -> (a, b) int32 by the device's int8 matrix units.
+
+    They want rows and columns in multiples of 8 and more than 16 rows, so the factors are padded with zeros.
+    """
+    rows, (a, b) = len(left), (left.shape[1], right.shape[1])
+    depth, width = max(32, -(-rows // 8) * 8), -(-b // 8) * 8
+    height = max(32, -(-a // 8) * 8)
+    padded_left = torch.nn.functional.pad(left, (0, height - a, 0, depth - rows))
+    padded_right = torch.nn.functional.pad(right, (0, width - b, 0, depth - rows))
+    return torch._int_mm(padded_left.T.contiguous(), padded_right)[:a, :b]  # noqa: SLF001  (torch has no public name for it)

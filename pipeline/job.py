@@ -1,0 +1,89 @@
+"""Job: what the user asks for. The same model is a YAML file's content, the command line's options and an HTTP body."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from .sizes import parse_size
+
+RANGES = {"symmetric": (2 / 255, -1.0), "unit": (1 / 255, 0.0), "byte": (1.0, 0.0)}
+"""Scale and offset of each value range: v = scale * x + offset for uint8 x."""
+
+KEYS = ("png", "jpg", "jpeg", "webp", "npy")
+"""The file extensions that samples can be read from."""
+
+# What only says how the work is done: another value gives the same numbers, so a resumed run may change it.
+HOW = frozenset({
+    "device", "memory", "workers", "scheduler", "storage_options", "decode_threads", "block_rows",
+})  # fmt: skip
+
+
+class Job(BaseModel):
+    """What to compute, from which shards, to where.
+
+    Notes
+    -----
+    ``resolution`` and ``channels`` give rows of d = channels * resolution**2 values. ``storage_options`` may hold
+    credentials: it is never shown and never stored.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shards: tuple[str, ...] = Field(min_length=1, description="paths, globs, fsspec URLs and brace ranges")
+    resolution: int = Field(ge=1, le=4096, description="images are resized to resolution x resolution")
+    out: str | None = Field(None, description="the run folder, a path or fsspec URL")
+    channels: Literal[1, 3] = 3
+    image_key: tuple[str, ...] = Field(KEYS, description="extensions, the first that a sample has is its image")
+    range: Literal["symmetric", "unit", "byte"] = "symmetric"
+    dtype: Literal["float32", "float64"] = "float32"
+    rank: int | Literal["full"] = Field("full", description="eigenvectors to keep; 0 stops after the covariance")
+    svd: Literal["auto", "direct"] = "auto"
+    on_error: Literal["fail", "skip"] = "fail"
+    max_skipped: float = Field(0.01, ge=0, le=1, description="fraction of the samples that may be skipped")
+    max_sample: Annotated[int, BeforeValidator(parse_size)] = Field(
+        2**28, description="bytes; larger files are refused"
+    )
+
+    device: str = "auto"
+    memory: Annotated[int, BeforeValidator(parse_size)] | None = Field(
+        None, description="bytes, ceiling of each process"
+    )
+    workers: int = Field(1, ge=1)
+    scheduler: str | None = None
+    decode_threads: int | None = Field(None, ge=1)
+    block_rows: int | None = Field(None, ge=1)
+    storage_options: dict[str, Any] = Field(default_factory=dict, repr=False, exclude=True)
+
+    @field_validator("image_key", mode="before")
+    @classmethod
+    def _split_keys(cls, value: Any) -> Any:
+        keys = tuple(value.lower().replace(",", ";").split(";")) if isinstance(value, str) else tuple(value)
+        unknown = [key for key in keys if key not in KEYS]
+        if unknown or not keys:
+            raise ValueError(f"image key {';'.join(unknown)!r} is not among {';'.join(KEYS)}")
+        return keys
+
+    @model_validator(mode="after")
+    def _check_rank(self) -> "Job":
+        if self.rank != "full" and not 0 <= self.rank <= self.size:
+            raise ValueError(f"rank {self.rank} is not between 0 and d = {self.size}")
+        return self
+
+    @property
+    def size(self) -> int:
+        """Values of a row, d."""
+        return self.channels * self.resolution**2
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a row."""
+        return self.channels, self.resolution, self.resolution
+
+    @property
+    def affine(self) -> tuple[float, float]:
+        """Scale and offset of the value range."""
+        return RANGES[self.range]
+
+    def what(self) -> dict[str, Any]:
+        """Return the fields that the result depends on, as JSON takes them."""
+        return self.model_dump(mode="json", exclude={*HOW, "shards", "out"})

@@ -1,0 +1,140 @@
+"""What this machine can do: cores, memory, and how fast it multiplies, decodes and writes."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+_CGROUP = Path("/sys/fs/cgroup")
+DEFAULT_SHARE = 0.8
+"""Part of the machine's memory that a job may use when nobody says otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Facts that the plan needs.
+
+    Parameters
+    ----------
+    cores : int
+    memory : int
+        Bytes that this machine, or its cgroup, has.
+    baseline : int
+        Bytes resident in a process of the job before it does anything: the interpreter and its imports.
+    flops32, flops64 : float
+        Floating point operations a second of a large matrix product on the job's device.
+    disk : float
+        Bytes a second, written to the run folder and flushed.
+    """
+
+    cores: int
+    memory: int
+    baseline: int
+    flops32: float
+    flops64: float
+    disk: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON takes them."""
+        return asdict(self)
+
+
+def cores() -> int:
+    """Return the processors that this process may use, a cgroup's quota counted in."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _read(_CGROUP / "cpu.max").split()
+    if len(quota) == 2 and quota[0].isdigit():
+        return max(1, min(allowed, -(-int(quota[0]) // int(quota[1]))))
+    return allowed
+
+
+def memory_bytes() -> int:
+    """Return the memory of this machine, or of its cgroup where that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [_read(_CGROUP / "memory.max"), _read(_CGROUP / "memory" / "memory.limit_in_bytes")]
+    return min([total, *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process holds now."""
+    return _status_bytes("VmRSS")
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has held since the start or the last ``reset_peak``."""
+    return _status_bytes("VmHWM")
+
+
+def reset_peak() -> None:
+    """Start the measurement of the peak anew, where the kernel can (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:  # another system: the peak is then that of the whole process
+        return
+
+
+def _status_bytes(name: str) -> int:
+    for line in _read(Path("/proc/self/status")).splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    import resource  # not on Linux: only the peak is known
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def measure(device: str, folder: str | None = None) -> Machine:
+    """Measure this machine in about a second: products on ``device`` and writes to the local ``folder``."""
+    import torch
+
+    import tilecov.storage.tiles  # noqa: F401  (what every process of a job imports counts in its baseline)
+
+    from .device import choose_device
+
+    where = choose_device(device)
+
+    def product(dtype: torch.dtype) -> float:
+        factor = torch.ones((1024, 1024), dtype=dtype, device=where)
+        seconds = _best_of(3, lambda: torch.mm(factor.T, factor).sum().item())
+        return 2 * 1024**3 / seconds
+
+    rates = product(torch.float32), product(torch.float64)
+    return Machine(cores(), memory_bytes(), resident_bytes(), *rates, _disk_rate(folder))
+
+
+def _best_of(times: int, call: Callable[[], Any]) -> float:
+    call()
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return max(min(seconds), 1e-9)
+
+
+def _disk_rate(folder: str | None, size: int = 1 << 23) -> float:
+    """Return bytes a second; a modest guess where the folder is not a local one that exists."""
+    if folder is None or "://" in folder:
+        return 1e8
+    parent = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.is_dir())
+    probe = parent / f".tilecov-{os.getpid()}.tmp"
+    data = os.urandom(1 << 20) * (size >> 20)
+    try:
+        start = time.perf_counter()
+        with probe.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        return size / (time.perf_counter() - start)
+    except OSError:  # a folder that cannot be written says so when the job writes to it
+        return 1e8
+    finally:
+        probe.unlink(missing_ok=True)

@@ -1,0 +1,257 @@
+"""Shards to blocks of rows: read, decoded on threads, in bounded memory, ahead of whoever takes the blocks."""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+
+from tilecov.storage.listing import Shard
+from tilecov.storage.tar import TarError
+
+from .errors import SampleError, ShardError
+from .rows import RowSpec
+from .shards import Refused, Sample, Unwanted, samples
+
+BATCH_SAMPLES = 32
+"""Samples that one decode call takes: enough to make hand-over cheap."""
+BATCH_BYTES = 1 << 22
+"""Encoded bytes after which a batch is closed before it has that many."""
+BLOCKS = 2
+"""Blocks in flight: one is multiplied while the next is filled."""
+
+Block = npt.NDArray[Any]
+
+
+@dataclass(slots=True)
+class ShardTally:
+    """One line of the ledger, as it is being counted.
+
+    Parameters
+    ----------
+    shard : Shard
+    samples : int
+        Keys seen.
+    used, passed_over : int
+        Those that became rows; those without a wanted image.
+    skipped : list of (key, reason)
+    error : str or None
+        Why the rest of the shard could not be read (``--on-error skip``).
+    """
+
+    shard: Shard
+    samples: int = 0
+    used: int = 0
+    passed_over: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    error: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the ledger's line."""
+        counts = {"samples": self.samples, "used": self.used, "passed_over": self.passed_over}
+        skipped = [{"key": key, "reason": reason} for key, reason in sorted(self.skipped)]
+        return {**self.shard.as_dict(), **counts, "skipped": skipped, "error": self.error}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How shards are read.
+
+    Parameters
+    ----------
+    spec : RowSpec
+    block_rows : int
+        Rows a block.
+    threads : int
+        Decoders.
+    skip : bool
+        Whether bad samples are counted and left out, or raise.
+    options : mapping
+        For fsspec.
+    """
+
+    spec: RowSpec
+    block_rows: int
+    threads: int
+    skip: bool
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+class BlockReader:
+    """Reads shards into blocks of rows on a thread of its own.
+
+    Iterating gives blocks, (n, d) with n <= block_rows, each valid until the next is asked for. Afterwards ``tallies``
+    holds a line for every shard.
+
+    Raises
+    ------
+    SampleError, ShardError
+        While iterating, unless the reading skips.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard], reading: Reading, progress: Callable[[int], None] | None = None
+    ) -> None:
+        self._reading, self._shards, self._progress = reading, shards, progress
+        self.tallies = [ShardTally(shard) for shard in shards]
+        self._free: queue.Queue[Block | None] = queue.Queue()
+        self._full: queue.Queue[tuple[Block, int] | BaseException | None] = queue.Queue()
+        self._stop = threading.Event()
+
+    def __iter__(self) -> Iterator[Block]:
+        spec = self._reading.spec
+        for _ in range(BLOCKS):
+            self._free.put(np.empty((self._reading.block_rows, spec.size), spec.kind))
+        thread = threading.Thread(target=self._run, name="tilecov-read", daemon=True)
+        thread.start()
+        try:
+            while (item := self._full.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                block, rows = item
+                yield block[:rows]
+                self._free.put(block)
+        finally:
+            self._stop.set()
+            self._free.put(None)
+            thread.join()
+
+    def _run(self) -> None:
+        try:
+            with ThreadPoolExecutor(self._reading.threads, "tilecov-decode") as pool:
+                self._fill(pool)
+            self._full.put(None)
+        except BaseException as error:  # noqa: BLE001  (handed to the thread that iterates)
+            self._full.put(error)
+
+    def _fill(self, pool: ThreadPoolExecutor) -> None:
+        filling: _Filling | None = None
+        for tally, waiting in self._batches():
+            batch = waiting
+            while batch and not self._stop.is_set():
+                if filling is None:
+                    block = self._free.get()
+                    if block is None:
+                        return
+                    filling = _Filling(block, self._reading, pool)
+                batch = filling.take(tally, batch)
+                if filling.is_full:
+                    self._hand_over(filling)
+                    filling = None
+            if self._stop.is_set():
+                return
+        if filling is not None:
+            self._hand_over(filling)
+
+    def _hand_over(self, filling: "_Filling") -> None:
+        rows = filling.finish()
+        self._full.put((filling.block, rows))
+
+    def _batches(self) -> Iterator[tuple[ShardTally, list[Sample]]]:
+        for tally in self.tallies:
+            batch: list[Sample] = []
+            weight = 0
+            for sample in self._samples(tally):
+                batch.append(sample)
+                weight += len(sample.data)
+                if len(batch) >= BATCH_SAMPLES or weight >= BATCH_BYTES:
+                    yield tally, batch
+                    batch, weight = [], 0
+            yield tally, batch
+            if self._progress is not None:
+                self._progress(1)
+
+    def _samples(self, tally: ShardTally) -> Iterator[Sample]:
+        """Yield the wanted samples of a shard and count the others."""
+        spec, url = self._reading.spec, tally.shard.url
+        try:
+            with fsspec.open(url, "rb", **self._reading.options) as stream:
+                for item in samples(stream, spec.image_keys, max_bytes=spec.max_sample):
+                    tally.samples += 1
+                    if isinstance(item, Sample):
+                        yield item
+                    elif isinstance(item, Unwanted):
+                        tally.passed_over += 1
+                    else:
+                        self._refuse(tally, item)
+        except TarError as error:
+            if not self._reading.skip:
+                raise ShardError(url, str(error)) from error
+            tally.error = str(error)
+        else:
+            if tally.samples == tally.passed_over:
+                self._without_images(tally)
+
+    def _refuse(self, tally: ShardTally, item: Refused) -> None:
+        if not self._reading.skip:
+            raise SampleError(tally.shard.url, item.key, item.reason)
+        tally.skipped.append((item.key, item.reason))
+
+    def _without_images(self, tally: ShardTally) -> None:
+        wanted = ";".join(self._reading.spec.image_keys)
+        reason = f"none of its {tally.samples} samples has a file of {wanted}; see --image-key"
+        if not self._reading.skip:
+            raise ShardError(tally.shard.url, reason)
+        tally.error = reason
+
+
+class _Filling:
+    """A block while its rows are being decoded; slots of bad samples are closed at the end."""
+
+    def __init__(self, block: Block, reading: Reading, pool: ThreadPoolExecutor) -> None:
+        self.block, self._reading, self._pool = block, reading, pool
+        self._next = 0
+        self._pending: deque[tuple[ShardTally, Future[list[tuple[int, str, str]]]]] = deque()
+        self._holes: list[int] = []
+
+    @property
+    def is_full(self) -> bool:
+        return self._next == len(self.block)
+
+    def take(self, tally: ShardTally, batch: list[Sample]) -> list[Sample]:
+        """Start decoding as much of ``batch`` as has room; return the rest."""
+        room = len(self.block) - self._next
+        now, rest = batch[:room], batch[room:]
+        rows = self.block[self._next : self._next + len(now)]
+        self._pending.append((tally, self._pool.submit(_decode, self._reading.spec, now, rows, self._next)))
+        tally.used += len(now)
+        self._next += len(now)
+        while len(self._pending) > self._reading.threads + 1:  # bounds the encoded bytes that wait
+            self._settle()
+        return rest
+
+    def _settle(self) -> None:
+        tally, future = self._pending.popleft()
+        for slot, key, reason in future.result():
+            if not self._reading.skip:
+                raise SampleError(tally.shard.url, key, reason)
+            self._holes.append(slot)
+            tally.used -= 1
+            tally.skipped.append((key, reason))
+
+    def finish(self) -> int:
+        """Wait for the decoders, fill the holes with the last rows, and return how many rows there are."""
+        while self._pending:
+            self._settle()
+        rows = self._next
+        for hole in sorted(self._holes, reverse=True):  # the order of rows changes no sum
+            rows -= 1
+            self.block[hole] = self.block[rows]
+        return rows
+
+
+def _decode(spec: RowSpec, batch: list[Sample], rows: Block, first: int) -> list[tuple[int, str, str]]:
+    """Decode a batch into its rows; return (slot, key, reason) of the samples that failed."""
+    failed = []
+    for slot, (sample, row) in enumerate(zip(batch, rows, strict=True), first):
+        try:
+            spec.decode(sample, row)
+        except ValueError as error:
+            failed.append((slot, sample.key, str(error)))
+    return failed

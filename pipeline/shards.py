@@ -1,0 +1,227 @@
+"""Shards to samples, in WebDataset's conventions.
+
+Which URLs a pattern means, what of a file name is key and what extension, and which files are metadata is decided by
+webdataset itself; the tar is walked by `tilecov.storage.tar`, several times as fast as by Python's ``tarfile``.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from webdataset.handlers import reraise_exception
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import base_plus_ext, meta_prefix, meta_suffix
+
+from tilecov.storage.tar import CHUNK_BYTES, Member, TarError, members
+
+# The files that webdataset's tar_file_iterator leaves out before it groups: "__NAME__", and all below such a folder.
+_META = re.compile(rf"{meta_prefix}[^/]*{meta_suffix}($|/)")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The wanted image of one key.
+
+    Attributes
+    ----------
+    key : str
+        Folder and base name up to its first dot.
+    extension : str
+        Lower case, without the dot.
+    data : memoryview or bytes
+        The file. A view may keep the whole chunk alive in which it was read.
+    """
+
+    key: str
+    extension: str
+    data: memoryview | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Unwanted:
+    """A sample without a wanted image: passed over."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A sample that cannot be taken: image too large, a file twice, or a key that came before in this shard."""
+
+    key: str
+    reason: str
+
+
+def expand(patterns: str | Iterable[str]) -> list[str]:
+    """Expand brace ranges and ``::`` lists by webdataset's own rules; order and duplicates are kept.
+
+    Because ``::`` separates URLs, fsspec's chained URLs cannot be written here.
+
+    Raises
+    ------
+    ValueError
+        For a ``pipe:`` URL (it would run a shell), an empty URL, unbalanced braces and an unset ``${NAME}`` (webdataset
+        reads it from the environment variable ``WDS_NAME``).
+    """
+    urls = [url for pattern in ([patterns] if isinstance(patterns, str) else patterns) for url in _expand_one(pattern)]
+    for url in urls:
+        if not url.strip():
+            raise ValueError("A shard URL is empty; look for a stray '::' or ',' in the pattern.")
+        if url.strip().lower().startswith("pipe:"):
+            raise ValueError(f"{url!r} would run a shell, which is refused; give a path or an fsspec URL.")
+    return urls
+
+
+def _expand_one(pattern: str) -> list[str]:
+    try:
+        return cast("list[str]", expand_urls(pattern))
+    except (AssertionError, KeyError) as error:
+        raise ValueError(f"{pattern!r} cannot be expanded: {error}; set it, or write the value out.") from error
+    except ValueError as error:
+        raise ValueError(f"{pattern!r} cannot be expanded: {error}; write ranges as {{000..099}}.") from error
+
+
+def samples(
+    stream: BinaryIO, image_keys: Sequence[str], *, max_bytes: int, chunk_bytes: int = CHUNK_BYTES
+) -> Iterator[Sample | Unwanted | Refused]:
+    """Read the samples of one shard, in stored order.
+
+    Consecutive files of one key are a sample; files without an extension and metadata files do not count. Its image is
+    the file with the first of ``image_keys`` that it has. Other files are not read. A key is taken once: where it comes
+    back after another key it is refused, as is a sample that has a file twice (webdataset: ValueError).
+
+    A sample is yielded when the next key begins or the archive ends. So the last sample that began before a TarError is
+    not yielded: one of its files might be missing. This does not depend on ``chunk_bytes``.
+
+    Parameters
+    ----------
+    stream : binary file
+        As for `tilecov.storage.tar.members`.
+    image_keys : sequence of str
+        Wanted extensions, best first, such as ``("png", "jpg", "jpeg", "webp", "npy")``.
+    max_bytes : int
+        A sample whose image is larger is refused, its file is not read.
+    chunk_bytes : int
+        Bytes of one read.
+
+    Raises
+    ------
+    TarError
+        For a damaged archive, after the samples before the damage.
+    """
+    extensions = list(dict.fromkeys(key.lower() for key in image_keys))
+    ranks = {extension: rank for rank, extension in enumerate(extensions)}
+
+    def wanted(name: str) -> bool:
+        parts = _split(name)
+        return parts is not None and parts[1] in ranks
+
+    seen: set[str] = set()
+    group: _Group | None = None
+    for member in members(stream, max_bytes=max_bytes, wanted=wanted, chunk_bytes=chunk_bytes):
+        parts = _split(member.name)
+        if parts is None:
+            continue
+        key, extension = parts
+        if group is None or key != group.key:
+            if group is not None:
+                yield group.close(extensions)
+            group = _Group(key, _returned(member) if key in seen else None)
+            seen.add(key)
+        group.add(member, extension, ranks.get(extension, math.inf))
+    if group is not None:
+        yield group.close(extensions)
+
+
+@lru_cache(maxsize=16)  # each name is asked for twice in a row
+def _split(name: str) -> tuple[str, str] | None:
+    """Return key and lower-case extension of a file; None where webdataset passes it over."""
+    if _META.match(name):
+        return None
+    key, extension = base_plus_ext(name)
+    return None if key is None else (key, extension.lower())
+
+
+@dataclass(slots=True)
+class _Group:
+    """The sample that is being read."""
+
+    key: str
+    trouble: str | None
+    image: Member | None = None
+    rank: float = math.inf
+    extensions: set[str] = field(default_factory=set)
+
+    def add(self, member: Member, extension: str, rank: float) -> None:
+        """Note a file of the sample; hold it if it is the best image so far."""
+        if extension in self.extensions and self.trouble is None:
+            self.trouble = (
+                f"{member.name!r}, at byte {member.offset} of the shard, is its second file with the extension "
+                f"{extension!r}; pack the shard with one of them."
+            )
+        self.extensions.add(extension)
+        if rank < self.rank:
+            self.image, self.rank = member, rank
+
+    def close(self, image_keys: Sequence[str]) -> Sample | Unwanted | Refused:
+        """Return what the sample has come to."""
+        if self.trouble is not None:
+            return Refused(self.key, self.trouble)
+        if self.image is None:
+            return Unwanted(self.key)
+        if self.image.data is None:
+            return Refused(self.key, str(self.image.refused))
+        return Sample(self.key, image_keys[int(self.rank)], self.image.data)
+
+
+def _returned(member: Member) -> str:
+    return (
+        f"{member.name!r}, at byte {member.offset} of the shard, brings back a key that other keys followed; pack the "
+        "files of a sample one after another, and each sample once."
+    )
+
+
+def webdataset_stage(
+    image_keys: Sequence[str],
+    *,
+    max_bytes: int,
+    open_url: Callable[[str], AbstractContextManager[BinaryIO]] = fsspec.open,  # its default mode is "rb"
+    handler: Callable[[Exception], bool] = reraise_exception,
+) -> Callable[[Iterable[Mapping[str, Any]]], Iterator[dict[str, Any]]]:
+    """Make this reader a stage of a webdataset pipeline.
+
+    It stands where ``wds.tarfile_to_samples()`` would, and yields ``{"__key__", "__url__", extension: bytes}``::
+
+        wds.DataPipeline(wds.SimpleShardList(urls), webdataset_stage(["png"], max_bytes=2**26), wds.decode("rgb8"))
+
+    ``handler`` is webdataset's: it gets a ValueError for a refused sample, and the TarError or OSError of a shard, of
+    which the rest is left out; it raises, or returns whether to go on.
+    """
+    return partial(_stage, image_keys=tuple(image_keys), max_bytes=max_bytes, open_url=open_url, handler=handler)
+
+
+def _stage(
+    shards: Iterable[Mapping[str, Any]],
+    *,
+    image_keys: Sequence[str],
+    max_bytes: int,
+    open_url: Callable[[str], AbstractContextManager[BinaryIO]],
+    handler: Callable[[Exception], bool],
+) -> Iterator[dict[str, Any]]:
+    for url in (shard["url"] for shard in shards):
+        try:
+            with open_url(url) as stream:
+                for sample in samples(stream, image_keys, max_bytes=max_bytes):
+                    if isinstance(sample, Sample):
+                        yield {"__key__": sample.key, "__url__": url, sample.extension: bytes(sample.data)}
+                    elif isinstance(sample, Refused) and not handler(ValueError(sample.key, sample.reason, url)):
+                        return
+        except (OSError, TarError) as error:
+            error.args = (*error.args, url)  # as webdataset's own stages do
+            if not handler(error):
+                return

@@ -1,0 +1,1 @@
+"""Decompositions of the covariance: one module a method."""

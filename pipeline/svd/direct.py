@@ -1,0 +1,78 @@
+"""The direct method: LAPACK's symmetric eigendecomposition of the whole matrix in memory.
+
+The covariance is symmetric and positive semidefinite, so its SVD is its eigendecomposition in descending order.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tilecov.storage.tiling import Tiling
+
+_COLUMNS = 256  # worked on at a time, so that no second matrix is made
+
+
+class SymmetricTiles(Protocol):
+    """A symmetric matrix that is read tile by tile."""
+
+    @property
+    def tiling(self) -> Tiling:
+        """How rows and columns are cut."""
+
+    def read(self, i: int, j: int) -> npt.NDArray[np.float64]:
+        """Return tile (i, j)."""
+
+
+def assemble(matrix: SymmetricTiles, dtype: torch.dtype) -> torch.Tensor:
+    """Return the whole (d, d) matrix, read from its upper tiles."""
+    tiling = matrix.tiling
+    whole = torch.empty((tiling.size, tiling.size), dtype=dtype)
+    for i, j in tiling.upper():
+        tile = torch.from_numpy(np.ascontiguousarray(matrix.read(i, j))).to(dtype)
+        whole[tiling.span(i), tiling.span(j)] = tile
+        whole[tiling.span(j), tiling.span(i)] = tile.T
+    return whole
+
+
+def decompose(matrix: SymmetricTiles, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return LA (d,) and U (d, d) on the CPU: ``matrix = U diag(LA) U.T``, LA descending.
+
+    Parameters
+    ----------
+    matrix : SymmetricTiles
+    dtype : torch.dtype
+        float64 or float32.
+    device : torch.device
+
+    Raises
+    ------
+    RuntimeError
+        Where LAPACK does not converge, which happens to non-finite matrices only.
+    """
+    values, vectors = torch.linalg.eigh(assemble(matrix, dtype).to(device))
+    return values.cpu().flip(0), vectors.cpu().flip(1)
+
+
+def settle(values: torch.Tensor, vectors: torch.Tensor, rows: int) -> None:
+    """Make a spectrum canonical, in place.
+
+    Eigenvalues that rounding made negative become 0, and so do all past the rank that ``rows`` samples can have, N - 1;
+    the largest component of each eigenvector becomes positive, the first one where several are largest.
+
+    Parameters
+    ----------
+    values : torch.Tensor
+        (k,), descending.
+    vectors : torch.Tensor
+        (d, k).
+    rows : int
+        N.
+    """
+    values.clamp_(min=0)
+    values[max(0, rows - 1) :] = 0
+    for start in range(0, vectors.shape[1], _COLUMNS):
+        block = vectors[:, start : start + _COLUMNS]
+        largest = block.abs().argmax(dim=0, keepdim=True)
+        block *= torch.where(block.gather(0, largest) < 0, -1, 1)

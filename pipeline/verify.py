@@ -1,0 +1,126 @@
+"""Measures a finished run again: digest, covariance, checksums, and the artifacts' certificate."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tilecov.storage.artifacts import TensorFile
+from tilecov.storage.runs import ARTIFACTS, STATISTICS, RunFolder
+from tilecov.storage.tiles import TileMatrix, open_group, read_vector
+from tilecov.storage.tiling import Tiling
+
+from . import certificate
+from .export import read_vector_file, transposes_differ
+from .job import RANGES
+from .moments import moments_digest
+from .momentstore import MomentsStore
+
+Array = npt.NDArray[Any]
+
+
+class StoredCovariance:
+    """The covariance of ``statistics.zarr``, tile by tile."""
+
+    def __init__(self, tiles: TileMatrix) -> None:
+        self._tiles = tiles
+
+    @property
+    def tiling(self) -> Tiling:
+        """How rows and columns are cut."""
+        return self._tiles.columns
+
+    def read(self, i: int, j: int) -> Array:
+        """Return tile (i, j)."""
+        return self._tiles.read(i, j)
+
+
+def covariance_of(run: RunFolder) -> StoredCovariance:
+    """Return the covariance of a run."""
+    return StoredCovariance(TileMatrix.open(open_group(run.folder(STATISTICS)), "covariance"))
+
+
+def artifact_slabs(run: RunFolder, tile: int) -> tuple[Callable[[], Iterator[tuple[slice, Array]]], Array]:
+    """Return the slabs of U.pt, anew at each call, and the values of LA.pt."""
+    folder = run.folder(ARTIFACTS)
+    file = TensorFile.open(folder, "U.pt")
+    return lambda: file.rows(tile), read_vector_file(folder, "LA.pt")
+
+
+def verify(run: RunFolder, budget: int = 1 << 28) -> tuple[dict[str, Any], list[str]]:
+    """Measure everything that a run promises.
+
+    Parameters
+    ----------
+    run : RunFolder
+    budget : int
+        Bytes that bands of the certificate may take.
+
+    Returns
+    -------
+    certificate : dict
+        Empty where the run stops after the covariance.
+    breaches : list of str
+        A line for each promise that is not kept; none for a sound run.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is no run, or it is not complete.
+    """
+    manifest = run.load()
+    if manifest is None or "moments_digest" not in manifest:
+        raise FileNotFoundError(f"no finished run at {run.url}; `tilecov run` makes one")
+    breaches = [*_check_moments(run, manifest), *_check_statistics(run, manifest)]
+    if manifest["job"]["rank"] == 0:
+        return {}, breaches
+    breaches += _check_files(run, manifest)
+    if any("missing" in breach for breach in breaches):
+        return {}, breaches
+    slabs, values = artifact_slabs(run, manifest["plan"]["tile"])
+    found = certificate.measure(covariance_of(run), slabs, values, budget)
+    return found.as_dict(), breaches + found.breaches()
+
+
+def _check_moments(run: RunFolder, manifest: dict[str, Any]) -> Iterator[str]:
+    store = MomentsStore.open(run)
+    digest = moments_digest(store.tiling, store.count, store.sum, store.gram.read)
+    if digest != manifest["moments_digest"]:
+        yield f"moments.zarr has digest {digest} and run.json says {manifest['moments_digest']}"
+
+
+def _check_statistics(run: RunFolder, manifest: dict[str, Any]) -> Iterator[str]:
+    """Compare mean and covariance with what the moments finalise to, to the last bits of the stored dtype."""
+    exact = manifest["dataset"]["kind"] == "uint8"
+    scale, offset = RANGES[manifest["job"]["range"]] if exact else (1.0, 0.0)
+    store, group = MomentsStore.open(run), open_group(run.folder(STATISTICS))
+    source, stored = store.covariance(scale), TileMatrix.open(group, "covariance")
+    allowed = 4 * np.finfo(stored.dtype).eps
+    if not np.allclose(read_vector(group, "mean"), store.mean(scale, offset), rtol=1e-15, atol=1e-15):
+        yield "the mean in statistics.zarr is not that of the moments"
+    for i, j in source.tiling.upper():
+        tile = source.read(i, j)
+        for found, wanted in ((stored.read(i, j), tile), (stored.read(j, i), tile.T)):
+            worst = float(np.max(np.abs(found - wanted)))
+            if not worst <= allowed * max(1e-300, float(np.max(np.abs(wanted)))):
+                yield f"tile ({i}, {j}) of the covariance differs by {worst:.2e} from that of the moments"
+
+
+def _check_files(run: RunFolder, manifest: dict[str, Any]) -> Iterator[str]:
+    """Compare each artifact with its checksum, Vh with U and mean.pt with the mean."""
+    folder = run.folder(ARTIFACTS)
+    missing = [name for name in manifest["artifacts"] if not folder.exists(name)]
+    yield from (f"{folder.path(name)} is missing" for name in missing)
+    if missing:
+        return
+    files = {name: TensorFile.open(folder, name) for name in manifest["artifacts"]}
+    for name, file in files.items():
+        if file.checksum() != manifest["artifacts"][name]["sha256"]:
+            yield f"{folder.path(name)} has another checksum than when it was written"
+    difference = transposes_differ(files["U.pt"], files["Vh.pt"], manifest["plan"]["tile"])
+    if not difference <= 1e-6:
+        yield f"Vh.pt is not the transpose of U.pt: they differ by {difference:.2e}"
+    mean = read_vector(open_group(run.folder(STATISTICS)), "mean")
+    if not np.allclose(read_vector_file(folder, "mean.pt"), mean, rtol=1e-6, atol=1e-6):
+        yield "mean.pt is not the mean in statistics.zarr"

@@ -1,0 +1,1 @@
+"""Where bytes live: shards, tiles, runs and artifacts on any fsspec URL."""

@@ -1,0 +1,103 @@
+"""A lease on a run folder: one process works on it, and a dead one does not block it for ever."""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from .objects import Folder
+
+NAME = "lease.json"
+LIFETIME = 60.0
+"""Seconds after which a lease that was not renewed is over."""
+RENEWAL = 10.0
+"""Seconds between renewals."""
+
+
+class LeaseHeldError(RuntimeError):
+    """Another process holds the lease; the message names it."""
+
+
+@contextmanager
+def lease(folder: Folder, lifetime: float = LIFETIME, renewal: float = RENEWAL) -> Iterator[None]:
+    """Hold the lease on ``folder`` while the block runs.
+
+    A lease is over when it was not renewed for ``lifetime`` seconds, or at once where its owner was a process of this
+    machine that is gone.
+
+    Raises
+    ------
+    LeaseHeldError
+        Where another process holds it.
+    """
+    owner = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
+    _take(folder, owner, lifetime)
+    stop = threading.Event()
+    thread = threading.Thread(target=_keep, args=(folder, owner, lifetime, renewal, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        if (_read(folder) or {}).get("id") == owner["id"]:
+            folder.remove(NAME)
+
+
+def _take(folder: Folder, owner: dict[str, Any], lifetime: float) -> None:
+    content = _content(owner, lifetime)
+    for _ in range(3):  # another process may take an expired lease between our look and our try
+        try:
+            folder.create(NAME, content)
+        except FileExistsError:
+            _remove_if_over(folder)
+        else:
+            return
+    raise LeaseHeldError(
+        f"another process has just begun to work on {folder.url}; wait for it, or choose another --out"
+    )
+
+
+def _remove_if_over(folder: Folder) -> None:
+    held = _read(folder)
+    if held is None:
+        return
+    left = held["until"] - time.time()
+    if left > 0 and not _is_gone(held):
+        raise LeaseHeldError(
+            f"process {held['pid']} on {held['host']} works on {folder.url}; wait for it, choose another --out, or, if it "
+            f"is gone, try again in {left:.0f} s"
+        )
+    # Only the lease that was looked at is removed, by whoever renames it first.
+    with suppress(OSError):
+        folder.fs.mv(folder.path(NAME), folder.path(f".{NAME}.{held['id']}"))
+        folder.remove(f".{NAME}.{held['id']}")
+
+
+def _is_gone(held: dict[str, Any]) -> bool:
+    if held["host"] != socket.gethostname() or not Path("/proc/self").exists():
+        return False
+    return not Path(f"/proc/{held['pid']}").exists()
+
+
+def _keep(folder: Folder, owner: dict[str, Any], lifetime: float, renewal: float, stop: threading.Event) -> None:
+    while not stop.wait(renewal):
+        with suppress(OSError):  # a store that is away for a moment; the next renewal may pass
+            folder.write(NAME, _content(owner, lifetime))
+
+
+def _content(owner: dict[str, Any], lifetime: float) -> bytes:
+    return json.dumps({**owner, "until": time.time() + lifetime}).encode()
+
+
+def _read(folder: Folder) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(folder.read(NAME)))
+    except (FileNotFoundError, ValueError):
+        return None

@@ -1,0 +1,160 @@
+"""Folders and files on any fsspec URL: read, list, and write all at once or not at all."""
+
+import contextlib
+import os
+import posixpath
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+
+def absolute(url: str) -> str:
+    """Return ``url`` with a local path made absolute, so that it means the same from every working directory."""
+    if "://" in url and not url.startswith("file://"):
+        return url
+    return str(Path(url.removeprefix("file://")).expanduser().absolute())
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on any fsspec URL.
+
+    Parameters
+    ----------
+    url : str
+        A path or an fsspec URL.
+    options : mapping
+        What fsspec's file system takes (``--storage-options``). May hold credentials, so it is never shown.
+    """
+
+    url: str
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def _where(self) -> tuple[Any, str]:
+        fs, path = fsspec.core.url_to_fs(absolute(self.url), **self.options)
+        return fs, path.rstrip("/") or path
+
+    @property
+    def fs(self) -> Any:
+        """The fsspec file system that the folder lies on."""
+        return self._where[0]
+
+    @property
+    def absolute(self) -> str:
+        """The folder's URL, a local path made absolute: what other processes are told."""
+        return absolute(self.url)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a folder of this machine's file system."""
+        return isinstance(self.fs, LocalFileSystem)
+
+    def path(self, name: str = "") -> str:
+        """Return the path of ``name`` as the folder's file system writes it."""
+        return posixpath.join(self._where[1], name) if name else self._where[1]
+
+    def folder(self, name: str) -> "Folder":
+        """Return the folder ``name`` inside this one."""
+        return Folder(posixpath.join(self.url.rstrip("/"), name), self.options)
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is a file or folder ``name``."""
+        return bool(self.fs.exists(self.path(name)))
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of file ``name``; FileNotFoundError where there is none."""
+        return cast("bytes", self.fs.cat_file(self.path(name)))
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """Open file ``name`` for reading."""
+        with self.fs.open(self.path(name), "rb") as stream:
+            yield stream
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """Open file ``name`` for writing; it appears whole when the block ends, and not at all when it raises.
+
+        Local files are written beside their place, flushed to the disk and renamed; object stores show an object only
+        when its upload is complete.
+        """
+        if not self.is_local:
+            stream = self.fs.open(self.path(name), "wb")
+            try:
+                yield stream
+            except BaseException:
+                _abandon(stream)
+                raise
+            stream.close()
+            return
+        target = Path(self.path(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with beside.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            beside.replace(target)
+            _sync_directory(target.parent)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Write file ``name`` all at once: a reader sees the old bytes or the new ones."""
+        if self.is_local:
+            with self.writing(name) as stream:
+                stream.write(data)
+        else:
+            self.fs.pipe_file(self.path(name), bytes(data))
+
+    def create(self, name: str, data: bytes) -> None:
+        """Write file ``name`` if there is none; FileExistsError otherwise, also when two writers try at once."""
+        if not self.is_local:
+            self.fs.pipe_file(self.path(name), data, mode="create")
+            return
+        target = Path(self.path(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        beside.write_bytes(data)
+        try:
+            os.link(beside, target)  # a link, unlike a rename, fails where the name is taken
+        finally:
+            beside.unlink()
+
+    def names(self, name: str = "") -> list[str]:
+        """Return the names of what lies in the folder ``name``, sorted; none where it does not exist."""
+        self.fs.invalidate_cache()
+        try:
+            found = self.fs.ls(self.path(name), detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(posixpath.basename(path.rstrip("/")) for path in found)
+
+    def remove(self, name: str = "") -> None:
+        """Remove file or folder ``name`` with all in it; nothing happens where there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self.path(name), recursive=True)
+
+
+def _abandon(stream: Any) -> None:
+    """Give an upload up; closing it, also by the garbage collector, would complete it."""
+    if hasattr(stream, "discard"):
+        stream.discard()
+    stream.closed = True
+
+
+def _sync_directory(path: Path) -> None:
+    """Make a rename in ``path`` survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
