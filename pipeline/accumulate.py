@@ -15,6 +15,7 @@ ORIGIN = 128
 """What is subtracted from every uint8 value, so that products fit 2**14."""
 INT32_ROWS = 131_071
 """Rows whose products of values in [-128, 127] sum to less than 2**31."""
+UNBOUNDED = 1 << 62
 _STEP = 256  # rows between two places where a block may be cut
 
 Pair = tuple[int, int]
@@ -37,6 +38,8 @@ class IntegerAccumulator:
         The upper tiles to sum; all of them for resident statistics, a group for staged ones.
     kernel : Kernel
         Proven exact on its device.
+    wide : bool
+        Whether the tiles are int64, which hold any number of rows, instead of int32.
 
     Notes
     -----
@@ -44,8 +47,8 @@ class IntegerAccumulator:
     block's Y.T @ Y passes its largest column's sum of squares; so blocks are cut where that would pass 2**24.
     """
 
-    def __init__(self, tiling: Tiling, pairs: Iterable[Pair], kernel: Kernel) -> None:
-        self._tiling, self._kernel = tiling, kernel
+    def __init__(self, tiling: Tiling, pairs: Iterable[Pair], kernel: Kernel, *, wide: bool = False) -> None:
+        self._tiling, self._kernel, self._wide = tiling, kernel, wide
         self.count = 0
         self._tiles = {pair: self._empty(pair) for pair in pairs}
         self._columns = sorted({index for pair in self._tiles for index in pair})
@@ -53,11 +56,16 @@ class IntegerAccumulator:
 
     def _empty(self, pair: Pair) -> torch.Tensor:
         shape = tuple(self._tiling.width(index) for index in pair)
-        return torch.zeros(shape, dtype=torch.int32, device=self._kernel.device)
+        return torch.zeros(shape, dtype=torch.int64 if self._wide else torch.int32, device=self._kernel.device)
+
+    @property
+    def columns(self) -> list[int]:
+        """The tile columns that ``add`` wants."""
+        return self._columns
 
     def room(self) -> int:
         """Return how many more rows fit before the tiles must be taken."""
-        return INT32_ROWS - self.count
+        return UNBOUNDED if self._wide else INT32_ROWS - self.count
 
     def add(self, panels: Panels) -> None:
         """Add rows given as their uint8 tile columns, each (n, width).
@@ -121,6 +129,7 @@ def exact_groups(squares: torch.Tensor) -> list[int]:
     squares : torch.Tensor
         (steps, d), each step's column sums of squares, none above 2**24.
     """
+    squares = squares.to(torch.int64)  # in float32, 2**24 + 1 would be rounded to 2**24 and pass
     starts, running = [0], squares[0]
     for step in range(1, len(squares)):
         running = running + squares[step]
@@ -157,9 +166,14 @@ class FloatAccumulator:
     def _empty_vector(self, index: int) -> torch.Tensor:
         return torch.zeros(self._tiling.width(index), dtype=torch.float64, device=self._device)
 
+    @property
+    def columns(self) -> list[int]:
+        """The tile columns that ``add`` wants."""
+        return self._columns
+
     def room(self) -> int:
         """Return how many more rows fit: float64 tiles have no such bound that a dataset reaches."""
-        return 1 << 62
+        return UNBOUNDED
 
     def add(self, panels: Panels) -> None:
         """Add rows given as their float tile columns, each (n, width)."""

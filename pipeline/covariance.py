@@ -57,9 +57,9 @@ def covariance_tile(count: int, rows: Array, columns: Array, gram: Array, scale:
         shift_rows, shift_columns = (_nearest(part, count) for part in (rows, columns))
         rest_rows, rest_columns = rows - count * shift_rows, columns - count * shift_columns
         moved = gram - np.multiply.outer(shift_rows, columns) - np.multiply.outer(rest_rows, shift_columns)
-        outer = np.multiply.outer(rest_rows / count, rest_columns.astype(np.float64))
+        outer = np.multiply.outer(rest_rows.astype(np.float64), rest_columns.astype(np.float64)) / count
     else:
-        moved, outer = gram, np.multiply.outer(rows / count, columns)
+        moved, outer = gram, np.multiply.outer(rows, columns) / count
     return np.asarray((moved - outer) * (scale * scale / (count - 1)))
 
 

@@ -46,6 +46,10 @@ class TooFewRowsError(BadDataError):
     """There are fewer than two rows, or too many were skipped."""
 
 
+class TooManyGroupsError(BadDataError):
+    """The samples fall into more groups than memory was kept for."""
+
+
 class OtherJobError(ValueError):
     """The run folder holds another job; the message names the field that differs."""
 

@@ -13,9 +13,19 @@ KEYS = ("png", "jpg", "jpeg", "webp", "npy")
 """The file extensions that samples can be read from."""
 
 # What only says how the work is done: another value gives the same numbers, so a resumed run may change it.
-HOW = frozenset({
-    "device", "memory", "workers", "scheduler", "storage_options", "decode_threads", "block_rows",
-})  # fmt: skip
+HOW = frozenset(
+    [
+        "device",
+        "memory",
+        "workers",
+        "scheduler",
+        "storage_options",
+        "decode_threads",
+        "block_rows",
+        "strategy",
+        "keep_rows",
+    ]
+)
 
 
 class Job(BaseModel):
@@ -38,6 +48,10 @@ class Job(BaseModel):
     dtype: Literal["float32", "float64"] = "float32"
     rank: int | Literal["full"] = Field("full", description="eigenvectors to keep; 0 stops after the covariance")
     svd: Literal["auto", "direct"] = "auto"
+    augment: Literal["hflip", "vflip", "rot90", "d4"] | None = Field(None, description="symmetries to add")
+    group_by: str | None = Field(None, description="cls, json:FIELD, or a regular expression on the key")
+    max_groups: int = Field(16, ge=1, description="sets of moments that memory is kept for")
+    extend: str | None = Field(None, description="a finished run whose moments are taken over")
     on_error: Literal["fail", "skip"] = "fail"
     max_skipped: float = Field(0.01, ge=0, le=1, description="fraction of the samples that may be skipped")
     max_sample: Annotated[int, BeforeValidator(parse_size)] = Field(
@@ -52,6 +66,8 @@ class Job(BaseModel):
     scheduler: str | None = None
     decode_threads: int | None = Field(None, ge=1)
     block_rows: int | None = Field(None, ge=1)
+    strategy: Literal["auto", "resident", "staged"] = "auto"
+    keep_rows: bool = False
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False, exclude=True)
 
     @field_validator("image_key", mode="before")
@@ -62,6 +78,15 @@ class Job(BaseModel):
         if unknown or not keys:
             raise ValueError(f"image key {';'.join(unknown)!r} is not among {';'.join(KEYS)}")
         return keys
+
+    @field_validator("group_by")
+    @classmethod
+    def _check_grouping(cls, value: str | None) -> str | None:
+        if value is not None:
+            from .grouping import Grouping
+
+            Grouping.parse(value)
+        return value
 
     @model_validator(mode="after")
     def _check_rank(self) -> "Job":

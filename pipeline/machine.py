@@ -1,6 +1,7 @@
 """What this machine can do: cores, memory, and how fast it multiplies, decodes and writes."""
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,6 +28,8 @@ class Machine:
         Floating point operations a second of a large matrix product on the job's device.
     disk : float
         Bytes a second, written to the run folder and flushed.
+    disk_free : int or None
+        Bytes free where the run folder will be; None where it is no local folder.
     """
 
     cores: int
@@ -35,6 +38,7 @@ class Machine:
     flops32: float
     flops64: float
     disk: float
+    disk_free: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
@@ -107,7 +111,7 @@ def measure(device: str, folder: str | None = None) -> Machine:
         return 2 * 1024**3 / seconds
 
     rates = product(torch.float32), product(torch.float64)
-    return Machine(cores(), memory_bytes(), resident_bytes(), *rates, _disk_rate(folder))
+    return Machine(cores(), memory_bytes(), resident_bytes(), *rates, _disk_rate(folder), _disk_free(folder))
 
 
 def _best_of(times: int, call: Callable[[], Any]) -> float:
@@ -120,12 +124,21 @@ def _best_of(times: int, call: Callable[[], Any]) -> float:
     return max(min(seconds), 1e-9)
 
 
+def _nearest(folder: str) -> Path:
+    """Return the folder itself or the nearest one above that exists."""
+    path = Path(folder).absolute()
+    return next(place for place in (path, *path.parents) if place.is_dir())
+
+
+def _disk_free(folder: str | None) -> int | None:
+    return None if folder is None or "://" in folder else shutil.disk_usage(_nearest(folder)).free
+
+
 def _disk_rate(folder: str | None, size: int = 1 << 23) -> float:
     """Return bytes a second; a modest guess where the folder is not a local one that exists."""
     if folder is None or "://" in folder:
         return 1e8
-    parent = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.is_dir())
-    probe = parent / f".tilecov-{os.getpid()}.tmp"
+    probe = _nearest(folder) / f".tilecov-{os.getpid()}.tmp"
     data = os.urandom(1 << 20) * (size >> 20)
     try:
         start = time.perf_counter()

@@ -63,7 +63,7 @@ class Moments:
         moments = self
         block = 4096
         for start in range(0, len(rows), block):
-            accumulator.add(panels_of(torch.tensor(rows[start : start + block]), self.tiling))
+            accumulator.add(panels_of(torch.from_numpy(np.array(rows[start : start + block], order="C")), self.tiling))
             if accumulator.room() < block or start + block >= len(rows):
                 count, sums, tiles = accumulator.take()
                 gram = {pair: tile.astype(np.int64) for pair, tile in tiles}

@@ -1,14 +1,13 @@
-"""Moments in a run folder: partials added up, tiles read back."""
+"""Moments at rest: partials and whole runs added up tile by tile, and read back."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import zarr
 
-from tilecov.storage.objects import Folder
-from tilecov.storage.partials import Partial
+from tilecov.storage.partials import DamagedTileError, Partial
 from tilecov.storage.runs import MOMENTS, RunFolder
 from tilecov.storage.tiles import TileMatrix, open_group, read_vector, write_vector
 from tilecov.storage.tiling import Tiling
@@ -17,12 +16,114 @@ from .accumulate import ORIGIN, Pair
 from .covariance import Array, Float, covariance_tile, mean_vector
 from .moments import block_hashes, digest_of_hashes
 
-Part = tuple[Partial, Mapping[str, Any]]
+
+class Source(Protocol):
+    """Moments that can be added: a committed part, or those of a finished run."""
+
+    @property
+    def count(self) -> int:
+        """Rows."""
+
+    @property
+    def sign(self) -> int:
+        """1, or -1 where they are taken away."""
+
+    def sum(self) -> Array:
+        """Return the sum about the origin, (d,)."""
+
+    def read(self, i: int, j: int) -> Array:
+        """Return upper tile (i, j)."""
+
+    def check(self) -> None:
+        """Raise DamagedTileError where what was read is not what was written."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part that a unit committed; its tiles carry checksums.
+
+    Parameters
+    ----------
+    partial : Partial
+    count : int
+    sums : dict
+        Record of the sum.
+    tiles : mapping of (int, int) to dict
+        Records of the upper tiles.
+    """
+
+    partial: Partial
+    count: int
+    sums: dict[str, Any]
+    tiles: Mapping[Pair, dict[str, Any]]
+    sign: int = 1
+
+    def sum(self) -> Array:
+        """Return the sum about the origin, (d,)."""
+        return self.partial.read(self.sums)
+
+    def read(self, i: int, j: int) -> Array:
+        """Return upper tile (i, j)."""
+        return self.partial.read(self.tiles[i, j])
+
+    def check(self) -> None:
+        """Every tile was checked as it was read."""
+
+
+@dataclass
+class Whole:
+    """The moments of a finished run, moved to another origin where they are floats; its digest is checked.
+
+    Parameters
+    ----------
+    store : MomentsStore
+    origin : array
+        To which the moments are moved.
+    name : str
+        What to call it in an error.
+    sign : int
+    """
+
+    store: "MomentsStore"
+    origin: Array
+    name: str
+    sign: int = 1
+    _hashes: dict[Pair, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._sums = self.store.sum
+        self._shift = self.store.origin - self.origin
+
+    @property
+    def count(self) -> int:
+        """Rows."""
+        return self.store.count
+
+    def sum(self) -> Array:
+        """Return the sum about the origin, (d,)."""
+        return np.asarray(self._sums + self.count * self._shift)
+
+    def read(self, i: int, j: int) -> Array:
+        """Return upper tile (i, j) of ``G + s e^T + e s^T + N e e^T``, e the shift of the origin."""
+        tile = self.store.gram.read(i, j)
+        self._hashes.update(block_hashes(self.store.tiling, i, j, tile))
+        if not self._shift.any():
+            return tile
+        rows, columns = (self.store.tiling.span(index) for index in (i, j))
+        e, s = self._shift, self._sums
+        cross = np.multiply.outer(s[rows], e[columns]) + np.multiply.outer(e[rows], s[columns])
+        return np.asarray(tile + cross + self.count * np.multiply.outer(e[rows], e[columns]))
+
+    def check(self) -> None:
+        """Raise DamagedTileError where the tiles read do not have the digest of their run."""
+        found = digest_of_hashes(self.store.tiling.size, self.count, self._sums, self._hashes)
+        if found != self.store.digest:
+            raise DamagedTileError(f"the moments of {self.name} have digest {found} and not {self.store.digest}")
 
 
 @dataclass(frozen=True)
 class MomentsStore:
-    """The finished moments of a run: ``moments.zarr``.
+    """Finished moments: those of ``moments.zarr``, or of a group or symmetry inside it.
 
     Parameters
     ----------
@@ -32,14 +133,23 @@ class MomentsStore:
     group: zarr.Group
 
     @classmethod
-    def open(cls, run: RunFolder) -> "MomentsStore":
-        """Open the moments of a run; FileNotFoundError where it has none yet."""
-        return cls(open_group(run.folder(MOMENTS)))
+    def open(cls, run: RunFolder, inside: str = "") -> "MomentsStore":
+        """Open the moments of a run; FileNotFoundError or KeyError where it has none."""
+        group = open_group(run.folder(MOMENTS))
+        found = group[inside] if inside else group
+        if not isinstance(found, zarr.Group):
+            raise KeyError(f"{run.url} has no moments of {inside!r}")
+        return cls(found)
 
     @property
     def count(self) -> int:
         """Rows, N."""
         return int(str(self.group.attrs["count"]))
+
+    @property
+    def digest(self) -> str:
+        """The moments digest."""
+        return str(self.group.attrs["digest"])
 
     @property
     def sum(self) -> Array:
@@ -48,7 +158,7 @@ class MomentsStore:
 
     @property
     def origin(self) -> Array:
-        """(d,) or (1,): what was subtracted from every row."""
+        """(1,) or (d,): what was subtracted from every row."""
         return read_vector(self.group, "origin")
 
     @property
@@ -101,50 +211,60 @@ class CovarianceTiles:
         return covariance_tile(self.count, rows, columns, self.gram.read(i, j), self.scale)
 
 
-def add_partials(run: RunFolder, records: Iterable[Mapping[str, Any]], tiling: Tiling, origin: Array) -> Iterator[Pair]:
-    """Add the parts of all units up, tile by tile, into the run's moments; yield each pair that is done.
+def dtype_of(origin: Array) -> str:
+    """Return the dtype of moments about ``origin``: int64 for uint8 rows, float64 for floats."""
+    return "int64" if origin.dtype.kind in "iu" else "float64"
 
-    The group's ``digest`` attribute is written last, when everything else is there.
+
+def create_gram(group: zarr.Group, tiling: Tiling, origin: Array) -> TileMatrix:
+    """Make the gram of ``group``, its tiles yet to be written."""
+    return TileMatrix.create(group, "gram", (tiling.size,) * 2, (tiling.tile,) * 2, dtype_of(origin))
+
+
+def add_up(group: zarr.Group, sources: Sequence[Source], tiling: Tiling, origin: Array) -> Iterator[Pair]:
+    """Add ``sources`` up into ``group``, tile by tile; yield each pair that is done.
 
     Raises
     ------
     DamagedTileError
-        Where a partial is not what was committed.
+        Where a source is not what was written.
     """
-    parts = [(Partial(run.folder(record["prefix"])), part) for record in records for part in record["parts"]]
-    group = open_group(run.folder(MOMENTS), writable=True)
-    dtype = "int64" if origin.dtype.kind in "iu" else "float64"
-    sums = _add([(partial, part["sum"]) for partial, part in parts], (tiling.size,), dtype)
-    count = sum(part["count"] for _, part in parts)
-    gram = TileMatrix.create(group, "gram", (tiling.size,) * 2, (tiling.tile,) * 2, dtype)
+    gram = create_gram(group, tiling, origin)
     hashes: dict[Pair, bytes] = {}
-    for position, (i, j) in enumerate(tiling.upper()):
-        tile = _add([(partial, part["tiles"][position][2]) for partial, part in parts], _shape(tiling, i, j), dtype)
-        gram.write(i, j, tile)
-        hashes.update(block_hashes(tiling, i, j, tile))
+    for i, j in tiling.upper():
+        total = np.zeros((tiling.width(i), tiling.width(j)), gram.dtype)
+        for source in sources:
+            total += source.sign * source.read(i, j)
+        gram.write(i, j, total)
+        hashes.update(block_hashes(tiling, i, j, total))
         yield i, j
+    for source in sources:
+        source.check()
+    sums = np.zeros(tiling.size, gram.dtype)
+    for source in sources:
+        sums += source.sign * source.sum()
+    finish(group, sum(source.sign * source.count for source in sources), sums, origin, hashes)
+
+
+def finish(group: zarr.Group, count: int, sums: Array, origin: Array, hashes: Mapping[Pair, bytes]) -> None:
+    """Complete moments whose gram is written; their attributes come last."""
     write_vector(group, "sum", sums)
     write_vector(group, "origin", origin)
-    digest = digest_of_hashes(tiling.size, count, sums, hashes)
+    digest = digest_of_hashes(len(sums), count, sums, hashes)
     group.attrs.update({"format": 1, "count": count, "digest": digest})
 
 
-def _shape(tiling: Tiling, i: int, j: int) -> tuple[int, int]:
-    return tiling.width(i), tiling.width(j)
-
-
-def _add(records: Sequence[tuple[Partial, dict[str, Any]]], shape: tuple[int, ...], dtype: str) -> Array:
-    total = np.zeros(shape, dtype)
-    for partial, record in records:
-        total += partial.read(record)
-    return total
+def parts_of(run: RunFolder, records: Iterable[Mapping[str, Any]]) -> dict[str, list[Source]]:
+    """Return the parts in commit records, by group."""
+    found: dict[str, list[Source]] = {}
+    for record in records:
+        partial = Partial(run.folder(record["prefix"]))
+        for part in record["parts"]:
+            tiles = {(i, j): tile for i, j, tile in part["tiles"]}
+            found.setdefault(part["group"], []).append(Part(partial, part["count"], part["sum"], tiles))
+    return found
 
 
 def uint8_origin() -> Array:
     """Return the origin of uint8 rows, (1,) int64."""
     return np.array([ORIGIN], np.int64)
-
-
-def folder_of(url: str, options: Mapping[str, Any] | None = None) -> RunFolder:
-    """Return the run folder at ``url``."""
-    return RunFolder(Folder(url, options or {}))

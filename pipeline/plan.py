@@ -1,9 +1,11 @@
 """Plan: how a job will be done, and what it will take. Arithmetic only: it reads and writes nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from .costs import CERTIFICATE_BYTES, Costs, StagePlan, tile_of, tiles_of, upper_entries
 from .errors import DoesNotFitError
 from .job import Job
 from .machine import DEFAULT_SHARE, Machine, measure
@@ -12,53 +14,15 @@ from .sizes import show_size
 if TYPE_CHECKING:
     from .facts import DatasetFacts
 
-TILE = 1024
-WHOLE = 1536
-"""Up to this many columns the matrix is a single tile."""
 BLOCK_ROWS = (4096, 2048, 1024, 512, 256, 128, 64, 32, 16, 8)
+RESIDENT_ROWS = 256
+"""Smaller blocks are multiplied so slowly that staged rows are the better way."""
 UNIT_SECONDS = 30.0
 """Work that a crash may cost; long against the writing of its partial."""
-EIGH_FLOPS = 13.0
-"""Multiples of d**3, at the rate of a large matrix product, that LAPACK's eigh takes (measured, d = 12,288)."""
 LAPACK_LIMIT = 32_767
 """Columns from which LAPACK's 32-bit workspace sizes overflow."""
-RUNTIME = 64 << 20
-"""Bytes that thread pools, BLAS buffers and the allocator take beside the arrays counted here."""
-DECODE_BYTES = 13
-"""Bytes a pixel that decoding holds at most: the picture, Pillow's padded RGBX copies and the resized rows."""
-CERTIFICATE_BYTES = 256 << 20
-"""Bytes that the certificate's bands may take beside a slab of U and a tile."""
-TRANSFER = 10 << 20
-"""Bytes of encoded samples a decode thread holds at most: two batches and the chunks that they are views of."""
 
-
-@dataclass(frozen=True, slots=True)
-class StagePlan:
-    """What one stage takes.
-
-    Parameters
-    ----------
-    name : str
-    memory : int
-        Peak bytes of each process, the imports counted in.
-    disk : int
-        Bytes in the run folder at its end.
-    read, written : int
-        Bytes.
-    requests : int
-        Files read and written.
-    flops : float
-    seconds : float
-    """
-
-    name: str
-    memory: int
-    disk: int
-    read: int
-    written: int
-    requests: int
-    flops: float
-    seconds: float
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +34,16 @@ class Plan:
     size, tile : int
         d and the tile.
     strategy : str
+        resident, staged, or none where moments come from other runs alone.
     block_rows : int
         Rows multiplied at a time.
     decode_threads : int
     units : tuple of (int, int)
         Ranges of shards that one task reads and commits.
+    tile_groups : tuple of ((int, int), (int, int))
+        Staged: ranges of tile rows and tile columns that one task sums.
+    wide : bool
+        Staged: whether tiles are summed in int64.
     method, precision, reason : str
         Of the decomposition; why, in one line.
     memory : int
@@ -84,10 +53,12 @@ class Plan:
 
     size: int
     tile: int
-    strategy: Literal["resident"]
+    strategy: str
     block_rows: int
     decode_threads: int
-    units: tuple[tuple[int, int], ...]
+    units: tuple[Span, ...]
+    tile_groups: tuple[tuple[Span, Span], ...]
+    wide: bool
     method: str
     precision: str
     reason: str
@@ -123,7 +94,8 @@ class Plan:
         """Return the plan that ``as_dict`` gave."""
         stages = tuple(StagePlan(**stage) for stage in stored["stages"])
         units = tuple((first, last) for first, last in stored["units"])
-        return cls(**{**stored, "stages": stages, "units": units})
+        groups = tuple(((a, b), (c, d)) for (a, b), (c, d) in stored["tile_groups"])
+        return cls(**{**stored, "stages": stages, "units": units, "tile_groups": groups})
 
 
 def plan(job: Job, facts: "DatasetFacts | None" = None, machine: Machine | None = None) -> Plan:
@@ -134,47 +106,28 @@ def plan(job: Job, facts: "DatasetFacts | None" = None, machine: Machine | None 
     Raises
     ------
     DoesNotFitError
-        Where no way keeps inside the memory; names both sizes and the option to change.
+        Where no way keeps inside the memory or the disk; names both sizes and the option to change.
     """
     if facts is None:
         from .facts import inspect
 
         facts = inspect(job)
     machine = machine or measure(job.device, job.out)
-    allowed = job.memory or int(machine.memory * DEFAULT_SHARE / job.workers)
-    arithmetic = _Arithmetic(job, facts, machine, allowed)
-    method, precision, reason = arithmetic.choose_method()
-    block = arithmetic.choose_block()
-    units = make_units([shard.size for shard in facts.shards], arithmetic.unit_bytes(), job.workers)
-    stages = arithmetic.stages(block, units, method, precision)
-    return Plan(
-        job.size,
-        tile_of(job.size),
-        "resident",
-        block,
-        arithmetic.threads,
-        units,
-        method,
-        precision,
-        reason,
-        allowed,
-        stages,
-    )
+    costs = Costs(job, facts, machine)
+    chosen = _Choice(costs, job.memory or int(machine.memory * DEFAULT_SHARE / job.workers))
+    planned = chosen.plan()
+    if machine.disk_free is not None and planned.disk > machine.disk_free:
+        raise DoesNotFitError(
+            f"the run needs {show_size(planned.disk)} of disk and {show_size(machine.disk_free)} are free; choose "
+            "another --out, a smaller --resolution or --rank"
+        )
+    return planned
 
 
-def tile_of(size: int) -> int:
-    """Return the tile of a matrix with ``size`` columns: a function of d alone, so that runs can be merged."""
-    return size if size <= WHOLE else TILE
-
-
-def upper_entries(size: int) -> int:
-    """Return the entries of the upper tiles."""
-    tiles = -(-size // tile_of(size))
-    return (size * size + sum(min(tile_of(size), size - i * tile_of(size)) ** 2 for i in range(tiles))) // 2
-
-
-def make_units(sizes: Sequence[int], target: int, workers: int) -> tuple[tuple[int, int], ...]:
+def make_units(sizes: Sequence[int], target: int, workers: int) -> tuple[Span, ...]:
     """Cut shards of these sizes into consecutive units of about ``target`` bytes, at least one a worker if possible."""
+    if not sizes:
+        return ()
     target = max(1, min(target, sum(sizes) // workers))
     units, start, weight = [], 0, 0
     for index, size in enumerate(sizes):
@@ -185,61 +138,77 @@ def make_units(sizes: Sequence[int], target: int, workers: int) -> tuple[tuple[i
     return (*units, (start, len(sizes)))
 
 
-@dataclass(frozen=True)
-class _Arithmetic:
-    """Bytes, flops and seconds of each stage."""
+def make_groups(tiles: int, side: int) -> Iterator[tuple[Span, Span]]:
+    """Yield the groups of upper tiles, each (a range of tile rows, a range of tile columns) of at most ``side``."""
+    spans = [(start, min(start + side, tiles)) for start in range(0, tiles, side)]
+    return ((left, right) for index, left in enumerate(spans) for right in spans[index:])
 
-    job: Job
-    facts: "DatasetFacts"
-    machine: Machine
+
+@dataclass(frozen=True)
+class _Choice:
+    """The decisions, each with what it costs."""
+
+    costs: Costs
     allowed: int
 
-    @property
-    def threads(self) -> int:
-        return self.job.decode_threads or max(1, self.machine.cores // self.job.workers)
+    def plan(self) -> Plan:
+        costs, job = self.costs, self.costs.job
+        method, precision, reason = self._method()
+        units = make_units([shard.size for shard in costs.facts.shards], self._unit_bytes(), job.workers)
+        strategy, block, side = self._strategy() if units else ("none", 0, 0)
+        groups = tuple(make_groups(tiles_of(job.size), side)) if strategy == "staged" else ()
+        stages = self._reading(strategy, block, side, groups, len(units))
+        stages.append(costs.merge(len(units) + 1 if strategy != "staged" else 0))
+        stages += [costs.augment()] if job.augment else []
+        stages.append(costs.statistics())
+        if method != "none":
+            stages += [costs.spectrum(precision), costs.artifacts(), costs.certificate()]
+        for stage in stages:
+            if stage.memory > self.allowed:
+                raise self._refusal(f"the stage '{stage.name}' needs", stage.memory)
+        return Plan(
+            job.size, tile_of(job.size), strategy, block, costs.threads, units, groups, costs.wide,
+            method, precision, reason, self.allowed, tuple(stages),
+        )  # fmt: skip
 
-    @property
-    def itemsize(self) -> int:
-        return {"uint8": 1, "float32": 4, "float64": 8}[self.facts.kind]
+    def _reading(self, strategy: str, block: int, side: int, groups: Sequence[Any], units: int) -> list[StagePlan]:
+        if strategy == "staged":
+            sets = [(range(*left), range(*right)) for left, right in groups]
+            return self.costs.staging_stages(block, side, sets)
+        if strategy == "none":
+            return []
+        return self.costs.reading_stages(block, units)
 
-    @property
-    def base(self) -> int:
-        return self.machine.baseline + RUNTIME
+    def _strategy(self) -> tuple[str, int, int]:
+        """Return strategy, block rows and, for staged, the side of a tile group."""
+        job = self.costs.job
+        wanted = [rows for rows in BLOCK_ROWS if rows < 2 * self.costs.facts.samples] or [BLOCK_ROWS[-1]]
+        wanted = [job.block_rows] if job.block_rows else wanted
+        least = min(RESIDENT_ROWS, wanted[0]) if job.strategy == "auto" else 1
+        resident = self._largest(wanted, self.costs.resident_memory)
+        if job.strategy != "staged" and (job.group_by or (resident and resident >= least)):
+            if resident is None:
+                raise self._refusal("moments per group need", self.costs.resident_memory(wanted[-1]), "--max-groups")
+            return "resident", resident, 0
+        if job.strategy == "resident":
+            raise self._refusal("the upper tiles and a block of rows need", self.costs.resident_memory(wanted[-1]))
+        return self._staged(wanted)
 
-    @property
-    def tile_bytes(self) -> int:
-        """Bytes of a float64 tile."""
-        return tile_of(self.job.size) ** 2 * 8
+    def _staged(self, wanted: Sequence[int]) -> tuple[str, int, int]:
+        sides = range(tiles_of(self.costs.job.size), 0, -1)
+        for rows in [rows for rows in wanted if rows <= 1024] or wanted:
+            side = self._largest(sides, partial(self.costs.tiles_memory, rows=rows))
+            if side and self.costs.rows_memory(rows) <= self.allowed:
+                return "staged", rows, side
+        least = max(self.costs.rows_memory(wanted[-1]), self.costs.tiles_memory(1, wanted[-1]))
+        raise self._refusal("staged rows need", least)
 
-    @property
-    def pairs(self) -> int:
-        tiles = -(-self.job.size // tile_of(self.job.size))
-        return tiles * (tiles + 1) // 2
+    def _largest(self, choices: Sequence[int] | range, memory: Callable[[int], int]) -> int | None:
+        return next((choice for choice in choices if memory(choice) <= self.allowed), None)
 
-    def moments_memory(self, block: int) -> int:
-        """Bytes while rows are read and multiplied."""
-        gram = upper_entries(self.job.size) * (4 if self.itemsize == 1 else 8)
-        rows = block * self.job.size * (2 * self.itemsize + (4 if self.itemsize == 1 else 12))
-        squares = 2 * -(-block // 256) * self.job.size * 4 + self.job.size * 4 * min(block, 256)
-        decoding = self.threads * (
-            TRANSFER + 2 * self.facts.encoded + DECODE_BYTES * max(self.facts.pixels, self.job.resolution**2)
-        )
-        return self.base + gram + rows + squares + decoding + self.tile_bytes * 2
-
-    def choose_block(self) -> int:
-        wanted = (
-            [self.job.block_rows]
-            if self.job.block_rows
-            else [rows for rows in BLOCK_ROWS if rows < 2 * self.facts.samples]
-        )
-        for rows in wanted or [BLOCK_ROWS[-1]]:
-            if self.moments_memory(rows) <= self.allowed:
-                return rows
-        raise self._refusal("the upper tiles and a block of rows", self.moments_memory((wanted or [8])[-1]))
-
-    def choose_method(self) -> tuple[str, str, str]:
-        size = self.job.size
-        if self.job.rank == 0:
+    def _method(self) -> tuple[str, str, str]:
+        size = self.costs.job.size
+        if self.costs.job.rank == 0:
             return "none", "float64", "rank 0: the covariance is the result"
         if size >= LAPACK_LIMIT:
             raise DoesNotFitError(
@@ -247,96 +216,21 @@ class _Arithmetic:
                 "use a smaller --resolution, or --rank 0 for mean and covariance alone"
             )
         for precision, width in (("float64", 8), ("float32", 4)):
-            if self.direct_memory(width) <= self.allowed:
-                why = f"its workspace of {show_size(self.direct_memory(width))} fits {show_size(self.allowed)}"
+            needed = self.costs.direct_memory(width)
+            if needed <= self.allowed:
+                why = f"its workspace of {show_size(needed)} fits {show_size(self.allowed)}"
                 return "direct", precision, f"direct in {precision}: {why}"
-        raise self._refusal("the eigendecomposition in float32", self.direct_memory(4))
+        raise self._refusal("the eigendecomposition in float32 needs", self.costs.direct_memory(4))
 
-    def direct_memory(self, width: int) -> int:
-        """Bytes of LAPACK's divide and conquer: the matrix, its eigenvectors and two more for the work."""
-        return self.base + 4 * self.job.size**2 * width + 2 * self.tile_bytes
-
-    def _refusal(self, what: str, needed: int) -> DoesNotFitError:
+    def _refusal(self, what: str, needed: int, option: str = "--resolution, or use --rank 0") -> DoesNotFitError:
         return DoesNotFitError(
-            f"{what} need {show_size(needed)} and {show_size(self.allowed)} are allowed; "
-            f"raise --memory to {show_size(needed)} or more, or lower --resolution"
+            f"{what} {show_size(needed)} and {show_size(self.allowed)} are allowed; "
+            f"raise --memory to {show_size(needed)} or more, or lower {option}"
         )
 
-    def product_seconds(self) -> float:
-        """Seconds to multiply all rows."""
-        return 2 * self.facts.samples * upper_entries(self.job.size) / self.machine.flops32
-
-    def unit_bytes(self) -> int:
+    def _unit_bytes(self) -> int:
         """Bytes of shards that take about UNIT_SECONDS, and ten times as long as writing their partial."""
-        decode = self.facts.samples * self.facts.decode_seconds / self.threads
-        rate = self.facts.bytes / max(1e-6, self.product_seconds(), decode)
-        writing = upper_entries(self.job.size) * 4 / self.machine.disk
+        costs = self.costs
+        rate = costs.facts.bytes / max(1e-6, costs.product_seconds(), costs.decode_seconds())
+        writing = upper_entries(costs.job.size) * 4 * costs.groups / costs.machine.disk
         return int(rate * max(UNIT_SECONDS, 10 * writing))
-
-    def stages(
-        self, block: int, units: Sequence[tuple[int, int]], method: str, precision: str
-    ) -> tuple[StagePlan, ...]:
-        stages = [self._mean_pass()] if self.itemsize > 1 else []
-        stages += [self._moments(block, len(units)), self._merge(len(units)), self._statistics()]
-        if method != "none":
-            stages += [self._spectrum(8 if precision == "float64" else 4), self._artifacts(), self._certificate()]
-        return tuple(stages)
-
-    def _stage(
-        self, name: str, memory: int, read: float, written: float, requests: int, flops: float, seconds: float
-    ) -> StagePlan:
-        work = seconds + (read / 8 + written) / self.machine.disk  # what was written lately is read from memory
-        return StagePlan(name, memory, int(written), int(read), int(written), requests, flops, work)
-
-    def _mean_pass(self) -> StagePlan:
-        decode = self.facts.samples * self.facts.decode_seconds / self.threads / self.job.workers
-        memory = self.base + self.threads * (TRANSFER + 2 * self.facts.encoded) + 4096 * self.job.size * 4
-        return self._stage("mean", memory, self.facts.bytes, self.job.size * 16, len(self.facts.shards), 0, decode)
-
-    def _moments(self, block: int, units: int) -> StagePlan:
-        written = units * upper_entries(self.job.size) * (4 if self.itemsize == 1 else 8)
-        decode = self.facts.samples * self.facts.decode_seconds / self.threads
-        seconds = max(self.product_seconds() + decode / 2, decode) / self.job.workers
-        flops = 2.0 * self.facts.samples * upper_entries(self.job.size)
-        requests = len(self.facts.shards) + units * (self.pairs + 2)
-        return self._stage("moments", self.moments_memory(block), self.facts.bytes, written, requests, flops, seconds)
-
-    def _merge(self, units: int) -> StagePlan:
-        read, written = units * upper_entries(self.job.size) * 4, upper_entries(self.job.size) * 8
-        memory = self.base + 5 * self.tile_bytes
-        return self._stage("merge", memory, read, written, (units + 1) * self.pairs, 0, written / 1e9)
-
-    def _statistics(self) -> StagePlan:
-        width = 8 if self.job.dtype == "float64" else 4
-        written, read = self.job.size**2 * width, upper_entries(self.job.size) * 8
-        return self._stage("statistics", self.base + 8 * self.tile_bytes, read, written, 3 * self.pairs, 0, read / 5e8)
-
-    def _rank(self) -> int:
-        return self.job.size if self.job.rank == "full" else self.job.rank
-
-    def _spectrum(self, width: int) -> StagePlan:
-        size, flops = self.job.size, EIGH_FLOPS * self.job.size**3
-        rate = self.machine.flops64 if width == 8 else self.machine.flops32
-        written = size * self._rank() * 4
-        return self._stage(
-            "spectrum", self.direct_memory(width), size**2 * 4, written, 3 * self.pairs, flops, flops / rate
-        )
-
-    def _artifacts(self) -> StagePlan:
-        values = self.job.size * self._rank() * 4
-        memory = self.base + 4 * tile_of(self.job.size) * self.job.size * 4
-        return self._stage("artifacts", memory, 2 * values, 2 * values, 4 + 4 * self.pairs, 0, 2 * values / 1e9)
-
-    def _certificate(self) -> StagePlan:
-        size, rank = self.job.size, self._rank()
-        flops = 2.0 * size * size * rank + 1.0 * size * rank * rank
-        memory = self.base + CERTIFICATE_BYTES + 3 * tile_of(size) * rank * 8 + 3 * self.tile_bytes
-        return self._stage(
-            "certificate",
-            memory,
-            size**2 * 4 + 2 * size * rank * 4,
-            0,
-            4 * self.pairs,
-            flops,
-            flops / self.machine.flops64,
-        )

@@ -27,6 +27,7 @@ BLOCKS = 2
 """Blocks in flight: one is multiplied while the next is filled."""
 
 Block = npt.NDArray[Any]
+Labels = list[str]
 
 
 @dataclass(slots=True)
@@ -86,8 +87,8 @@ class Reading:
 class BlockReader:
     """Reads shards into blocks of rows on a thread of its own.
 
-    Iterating gives blocks, (n, d) with n <= block_rows, each valid until the next is asked for. Afterwards ``tallies``
-    holds a line for every shard.
+    Iterating gives blocks, (n, d) with n <= block_rows, each valid until the next is asked for, and the groups of their
+    rows, or None where there are no groups. Afterwards ``tallies`` holds a line for every shard.
 
     Raises
     ------
@@ -101,10 +102,10 @@ class BlockReader:
         self._reading, self._shards, self._progress = reading, shards, progress
         self.tallies = [ShardTally(shard) for shard in shards]
         self._free: queue.Queue[Block | None] = queue.Queue()
-        self._full: queue.Queue[tuple[Block, int] | BaseException | None] = queue.Queue()
+        self._full: queue.Queue[_Filling | BaseException | None] = queue.Queue()
         self._stop = threading.Event()
 
-    def __iter__(self) -> Iterator[Block]:
+    def __iter__(self) -> Iterator[tuple[Block, Labels | None]]:
         spec = self._reading.spec
         for _ in range(BLOCKS):
             self._free.put(np.empty((self._reading.block_rows, spec.size), spec.kind))
@@ -114,9 +115,9 @@ class BlockReader:
             while (item := self._full.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
-                block, rows = item
-                yield block[:rows]
-                self._free.put(block)
+                if item.rows:
+                    yield item.block[: item.rows], item.labels and item.labels[: item.rows]
+                self._free.put(item.block)
         finally:
             self._stop.set()
             self._free.put(None)
@@ -142,16 +143,12 @@ class BlockReader:
                     filling = _Filling(block, self._reading, pool)
                 batch = filling.take(tally, batch)
                 if filling.is_full:
-                    self._hand_over(filling)
+                    self._full.put(filling.finish())
                     filling = None
             if self._stop.is_set():
                 return
         if filling is not None:
-            self._hand_over(filling)
-
-    def _hand_over(self, filling: "_Filling") -> None:
-        rows = filling.finish()
-        self._full.put((filling.block, rows))
+            self._full.put(filling.finish())
 
     def _batches(self) -> Iterator[tuple[ShardTally, list[Sample]]]:
         for tally in self.tallies:
@@ -172,7 +169,8 @@ class BlockReader:
         spec, url = self._reading.spec, tally.shard.url
         try:
             with fsspec.open(url, "rb", **self._reading.options) as stream:
-                for item in samples(stream, spec.image_keys, max_bytes=spec.max_sample):
+                beside = spec.grouping.companion if spec.grouping else ""
+                for item in samples(stream, spec.image_keys, max_bytes=spec.max_sample, companion=beside):
                     tally.samples += 1
                     if isinstance(item, Sample):
                         yield item
@@ -206,22 +204,24 @@ class _Filling:
 
     def __init__(self, block: Block, reading: Reading, pool: ThreadPoolExecutor) -> None:
         self.block, self._reading, self._pool = block, reading, pool
-        self._next = 0
+        self.rows = 0
+        self.labels: Labels | None = None if reading.spec.grouping is None else [""] * len(block)
         self._pending: deque[tuple[ShardTally, Future[list[tuple[int, str, str]]]]] = deque()
         self._holes: list[int] = []
 
     @property
     def is_full(self) -> bool:
-        return self._next == len(self.block)
+        return self.rows == len(self.block)
 
     def take(self, tally: ShardTally, batch: list[Sample]) -> list[Sample]:
         """Start decoding as much of ``batch`` as has room; return the rest."""
-        room = len(self.block) - self._next
+        room = len(self.block) - self.rows
         now, rest = batch[:room], batch[room:]
-        rows = self.block[self._next : self._next + len(now)]
-        self._pending.append((tally, self._pool.submit(_decode, self._reading.spec, now, rows, self._next)))
+        rows = self.block[self.rows : self.rows + len(now)]
+        work = self._pool.submit(_decode, self._reading.spec, now, rows, self.rows, self.labels)
+        self._pending.append((tally, work))
         tally.used += len(now)
-        self._next += len(now)
+        self.rows += len(now)
         while len(self._pending) > self._reading.threads + 1:  # bounds the encoded bytes that wait
             self._settle()
         return rest
@@ -235,22 +235,27 @@ class _Filling:
             tally.used -= 1
             tally.skipped.append((key, reason))
 
-    def finish(self) -> int:
-        """Wait for the decoders, fill the holes with the last rows, and return how many rows there are."""
+    def finish(self) -> "_Filling":
+        """Wait for the decoders and fill the holes with the last rows."""
         while self._pending:
             self._settle()
-        rows = self._next
         for hole in sorted(self._holes, reverse=True):  # the order of rows changes no sum
-            rows -= 1
-            self.block[hole] = self.block[rows]
-        return rows
+            self.rows -= 1
+            self.block[hole] = self.block[self.rows]
+            if self.labels is not None:
+                self.labels[hole] = self.labels[self.rows]
+        return self
 
 
-def _decode(spec: RowSpec, batch: list[Sample], rows: Block, first: int) -> list[tuple[int, str, str]]:
-    """Decode a batch into its rows; return (slot, key, reason) of the samples that failed."""
+def _decode(
+    spec: RowSpec, batch: list[Sample], rows: Block, first: int, labels: Labels | None
+) -> list[tuple[int, str, str]]:
+    """Decode a batch into its rows and labels; return (slot, key, reason) of the samples that failed."""
     failed = []
     for slot, (sample, row) in enumerate(zip(batch, rows, strict=True), first):
         try:
+            if labels is not None and spec.grouping is not None:
+                labels[slot] = spec.grouping.label(sample)
             spec.decode(sample, row)
         except ValueError as error:
             failed.append((slot, sample.key, str(error)))

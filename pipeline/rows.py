@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import npy_row
+from .grouping import Grouping
 from .images import image_row
 from .job import Job
 from .shards import Sample
@@ -28,6 +29,8 @@ class RowSpec:
         The dtype of all rows: uint8 for images and uint8 arrays, float32 or float64 for float arrays.
     max_sample : int
         Bytes; larger files are refused before they are read.
+    grouping : Grouping or None
+        How samples fall into groups.
     """
 
     channels: int
@@ -35,11 +38,13 @@ class RowSpec:
     image_keys: tuple[str, ...]
     kind: Kind
     max_sample: int
+    grouping: Grouping | None = None
 
     @classmethod
     def of(cls, job: Job, kind: Kind) -> "RowSpec":
         """Return the rows that ``job`` asks for."""
-        return cls(job.channels, job.resolution, job.image_key, kind, job.max_sample)
+        grouping = Grouping.parse(job.group_by) if job.group_by else None
+        return cls(job.channels, job.resolution, job.image_key, kind, job.max_sample, grouping)
 
     @property
     def size(self) -> int:

@@ -3,19 +3,26 @@
 import json
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tilecov.storage.lease import NAME as LEASE
+from tilecov.storage.lease import LeaseHeldError, lease
 from tilecov.storage.listing import Shard
 from tilecov.storage.objects import Folder
-from tilecov.storage.runs import FORMAT, WORK, RunFolder, now, versions
+from tilecov.storage.runs import FORMAT, LEDGER, WORK, RunFolder, now, versions
 
-from .errors import OtherJobError
+from .errors import BusyError, OtherJobError
 from .job import Job
 from .observer import Observer
-from .plan import plan
+from .plan import Plan, plan
+
+if TYPE_CHECKING:
+    from .facts import DatasetFacts
+
+Manifest = dict[str, Any]
 
 
-def run(job: Job, observer: Observer | None = None) -> dict[str, Any]:
+def run(job: Job, observer: Observer | None = None) -> Manifest:
     """Do ``job`` and return the run's manifest (the content of run.json).
 
     A run that was interrupted is resumed, one that is complete is left alone.
@@ -26,6 +33,8 @@ def run(job: Job, observer: Observer | None = None) -> dict[str, Any]:
         Where ``job`` has no run folder.
     OtherJobError
         Where the run folder holds another job, or shards have changed since.
+    BusyError
+        Where another process works on the run folder.
     BadDataError
         Where shards or samples cannot be read; their shard and key are named.
     DoesNotFitError
@@ -37,42 +46,84 @@ def run(job: Job, observer: Observer | None = None) -> dict[str, Any]:
         raise ValueError("a run needs a folder: --out RUN")
     from .facts import find_shards
 
-    observer = observer or Observer()
     folder = RunFolder(Folder(job.out, job.storage_options))
     shards = find_shards(job)
+    return go_on(job, shards, folder, lambda: _begin(job, shards, folder), observer or Observer())
+
+
+def go_on(job: Job, shards: tuple[Shard, ...], folder: RunFolder, begin: Any, observer: Observer) -> Manifest:
+    """Begin a run, or resume it, or leave it alone where it is complete; one process at a time."""
     manifest = folder.load()
-    if manifest is None:
-        manifest = _begin(job, shards, folder)
-    else:
-        check_same(manifest, job, shards, folder.url)
+    if manifest is not None:
+        check_same(manifest, job, folder.url)
         if manifest["state"] == "complete":
+            _check_shards(manifest, shards, folder)
             observer.note(f"already complete: {folder.url}")
             return manifest
-        observer.note(f"resuming {folder.url}")
-    return _carry_out(job, shards, folder, manifest, observer)
+    try:
+        with lease(folder.root):
+            manifest = folder.load()
+            if manifest is None:
+                manifest = begin()
+            else:
+                check_same(manifest, job, folder.url)
+                observer.note(f"resuming {folder.url}")
+            todo = remaining(job, shards, manifest)
+            _check_shards(manifest, shards, folder)
+            return _carry_out(job, todo, folder, manifest, observer)
+    except LeaseHeldError as error:
+        raise BusyError(str(error)) from error
 
 
-def _begin(job: Job, shards: tuple[Shard, ...], folder: RunFolder) -> dict[str, Any]:
+def _begin(job: Job, shards: tuple[Shard, ...], folder: RunFolder) -> Manifest:
     """Plan the job, then write the manifest of a run that has just begun."""
     from .facts import inspect
     from .machine import measure
 
-    if folder.root.names():
-        raise OtherJobError(f"{folder.url} is not empty and holds no run; choose another --out")
-    facts = inspect(job, shards)
+    sources = [source_of(job.extend, job, 1)] if job.extend else []
+    todo = new_to(sources, shards, job)
+    facts = inspect(job, todo) if todo else nothing_to_read(sources)
+    check_kinds([*sources, {"url": "the shards named", "kind": facts.kind}])
     planned = plan(job, facts, measure(job.device, job.out))
+    return write_manifest(folder, job, planned, sources, facts.kind, shards, facts.samples)
+
+
+def nothing_to_read(sources: list[dict[str, Any]]) -> "DatasetFacts":
+    """Return the facts of a run that takes everything from finished runs."""
+    from .facts import DatasetFacts
+
+    return DatasetFacts((), sources[0]["kind"], 0, 0, 0, 0.0)
+
+
+def check_kinds(sources: list[dict[str, Any]]) -> None:
+    """Raise OtherJobError where exact and float moments would be added."""
+    first = sources[0]
+    for source in sources[1:]:
+        if (source["kind"] == "uint8") != (first["kind"] == "uint8"):
+            raise OtherJobError(f"{first['url']} has {first['kind']} rows and {source['url']} {source['kind']} rows")
+
+
+def write_manifest(
+    folder: RunFolder,
+    job: Job,
+    planned: Plan,
+    sources: list[dict[str, Any]],
+    kind: str,
+    shards: tuple[Shard, ...],
+    samples: int,
+) -> Manifest:
+    """Write the manifest of a run that has just begun; OtherJobError where the folder holds other things."""
+    if [name for name in folder.root.names() if name != LEASE]:
+        raise OtherJobError(f"{folder.url} is not empty and holds no run; choose another --out")
+    size = sum(shard.size for shard in shards)
     manifest = {
         "format": FORMAT,
         "state": "running",
         "created": now(),
         "versions": versions(),
         "job": {**job.what(), "shards": list(job.shards)},
-        "dataset": {
-            "kind": facts.kind,
-            "shards": len(shards),
-            "bytes": facts.bytes,
-            "samples_estimated": facts.samples,
-        },
+        "dataset": {"kind": kind, "shards": len(shards), "bytes": size, "samples_estimated": samples},
+        "sources": sources,
         "plan": json.loads(json.dumps(planned.as_dict())),  # as it will be read back
         "stages": {},
     }
@@ -80,46 +131,116 @@ def _begin(job: Job, shards: tuple[Shard, ...], folder: RunFolder) -> dict[str, 
     return manifest
 
 
-def check_same(manifest: Mapping[str, Any], job: Job, shards: tuple[Shard, ...], url: str) -> None:
+def source_of(url: str, job: Job, sign: int) -> dict[str, Any]:
+    """Return what a manifest keeps of a finished run whose moments are taken over.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is no finished run.
+    OtherJobError
+        Where its rows are not made as ``job`` makes them; the field that differs is named.
+    """
+    folder = Folder(url, job.storage_options)
+    manifest = RunFolder(folder).load()
+    if manifest is None or manifest["state"] != "complete":
+        raise FileNotFoundError(f"no complete run at {url}; `tilecov run` makes one, the same command completes one")
+    for name in ("resolution", "channels"):
+        if manifest["job"][name] != job.what()[name]:
+            raise OtherJobError(
+                f"{url} has {name} {manifest['job'][name]} and not {job.what()[name]}; they do not add up"
+            )
+    kind = manifest["dataset"]["kind"]
+    return {"url": folder.absolute, "sign": sign, "digest": manifest["moments_digest"], "kind": kind}
+
+
+def new_to(sources: list[dict[str, Any]], shards: tuple[Shard, ...], job: Job) -> tuple[Shard, ...]:
+    """Return the shards that no source has read; OtherJobError where one has changed since."""
+    read: dict[str, dict[str, Any]] = {}
+    for source in sources:
+        read |= {line["url"]: line for line in RunFolder(Folder(source["url"], job.storage_options)).read_ledger()}
+    for shard in shards:
+        line = read.get(shard.url)
+        if line is not None and (line["size"], line["tag"]) != (shard.size, shard.tag):
+            raise OtherJobError(
+                f"{shard.url} has changed since the run to extend read it: {line['size']} bytes, version "
+                f"{line['tag']} then, {shard.size} bytes, version {shard.tag} now; make a new run"
+            )
+    return tuple(shard for shard in shards if shard.url not in read)
+
+
+def remaining(job: Job, shards: tuple[Shard, ...], manifest: Manifest) -> tuple[Shard, ...]:
+    """Return the shards that this run reads itself."""
+    return new_to(manifest["sources"], shards, job) if job.extend else shards
+
+
+def check_same(manifest: Mapping[str, Any], job: Job, url: str) -> None:
     """Raise OtherJobError where the run at ``url`` was begun for another job; the field that differs is named."""
-    recorded = {name: value for name, value in manifest["job"].items() if name != "shards"}
     for name, value in job.what().items():
-        if recorded.get(name) != value:
-            then = recorded.get(name)
+        then = manifest["job"].get(name)
+        if then != value:
             raise OtherJobError(f"{url} holds a run with {name} {then!r}, not {value!r}; choose another --out")
-    if manifest["dataset"]["shards"] != len(shards):
-        then = manifest["dataset"]["shards"]
+
+
+def _check_shards(manifest: Mapping[str, Any], shards: tuple[Shard, ...], folder: RunFolder) -> None:
+    """Raise OtherJobError where the shards named now are not those of the run."""
+    then = manifest["dataset"]["shards"]
+    if shards and then != len(shards):
         raise OtherJobError(
-            f"{url} holds a run over {then} shards and {len(shards)} are named now; choose another --out"
+            f"{folder.url} holds a run over {then} shards and {len(shards)} are named now; choose another --out"
         )
+    read = {line["url"]: line for line in folder.read_ledger()} if folder.root.exists(LEDGER) else {}
+    for shard in shards if read else ():
+        line = read.get(shard.url)
+        if line is None:
+            raise OtherJobError(f"{folder.url} holds a run without {shard.url}; choose another --out")
+        if (line["size"], line["tag"]) != (shard.size, shard.tag):
+            raise OtherJobError(
+                f"{shard.url} has changed since {folder.url} read it: {line['size']} bytes, version {line['tag']} "
+                f"then, {shard.size} bytes, version {shard.tag} now; choose another --out"
+            )
 
 
 def _carry_out(
-    job: Job, shards: tuple[Shard, ...], folder: RunFolder, manifest: dict[str, Any], observer: Observer
-) -> dict[str, Any]:
-    from .executors import executor_of
-    from .machine import peak_bytes, reset_peak
-    from .stages import STAGES, Context
+    job: Job, shards: tuple[Shard, ...], folder: RunFolder, manifest: Manifest, observer: Observer
+) -> Manifest:
+    from tilecov.storage.partials import DamagedTileError
 
+    from .context import Context
+    from .executors import executor_of
+    from .stages import repair
+
+    planned = Plan.load(manifest["plan"])
     with executor_of(job) as executor:
-        context = Context(job, shards, folder, manifest, executor, observer)
-        for predicted in manifest["plan"]["stages"]:
-            name = predicted["name"]
-            if name in manifest["stages"]:
-                continue
-            reset_peak()
-            started = time.perf_counter()
-            peak = STAGES[name](context)
-            seconds = round(time.perf_counter() - started, 3)
-            manifest["stages"][name] = {
-                "finished": now(),
-                "seconds": seconds,
-                "peak_memory": max(peak or 0, peak_bytes()),
-                "predicted": {"seconds": round(predicted["seconds"], 3), "peak_memory": predicted["memory"]},
-            }
-            folder.save(manifest)
-            observer.finished(name, seconds)
+        context = Context(job, shards, folder, manifest, planned, executor, observer)
+        names = [stage.name for stage in planned.stages]
+        while todo := [stage for stage in planned.stages if stage.name not in manifest["stages"]]:
+            try:
+                _do_stage(context, todo[0])
+            except DamagedTileError as error:
+                if not repair(context, todo[0].name, error):
+                    raise
+        manifest["stages"] = {name: manifest["stages"][name] for name in names}
     manifest["state"], manifest["completed"] = "complete", now()
     folder.save(manifest)
-    folder.root.remove(WORK)
+    if not job.keep_rows:
+        folder.root.remove(WORK)
     return manifest
+
+
+def _do_stage(context: Any, predicted: Any) -> None:
+    from .machine import peak_bytes, reset_peak
+    from .stages import STAGES
+
+    reset_peak()
+    started = time.perf_counter()
+    peak = STAGES[predicted.name](context)
+    seconds = round(time.perf_counter() - started, 3)
+    context.manifest["stages"][predicted.name] = {
+        "finished": now(),
+        "seconds": seconds,
+        "peak_memory": max(peak or 0, peak_bytes()),
+        "predicted": {"seconds": round(predicted.seconds, 3), "peak_memory": predicted.memory},
+    }
+    context.run.save(context.manifest)
+    context.observer.finished(predicted.name, seconds)

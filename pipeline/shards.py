@@ -35,11 +35,14 @@ class Sample:
         Lower case, without the dot.
     data : memoryview or bytes
         The file. A view may keep the whole chunk alive in which it was read.
+    companion : memoryview or bytes or None
+        The file beside the image that was asked for, such as its ``cls``; None where there is none.
     """
 
     key: str
     extension: str
     data: memoryview | bytes
+    companion: memoryview | bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,12 @@ def _expand_one(pattern: str) -> list[str]:
 
 
 def samples(
-    stream: BinaryIO, image_keys: Sequence[str], *, max_bytes: int, chunk_bytes: int = CHUNK_BYTES
+    stream: BinaryIO,
+    image_keys: Sequence[str],
+    *,
+    max_bytes: int,
+    companion: str = "",
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> Iterator[Sample | Unwanted | Refused]:
     """Read the samples of one shard, in stored order.
 
@@ -106,6 +114,8 @@ def samples(
         Wanted extensions, best first, such as ``("png", "jpg", "jpeg", "webp", "npy")``.
     max_bytes : int
         A sample whose image is larger is refused, its file is not read.
+    companion : str
+        The extension of a file to hand over beside the image, such as ``cls``; empty for none.
     chunk_bytes : int
         Bytes of one read.
 
@@ -119,7 +129,7 @@ def samples(
 
     def wanted(name: str) -> bool:
         parts = _split(name)
-        return parts is not None and parts[1] in ranks
+        return parts is not None and (parts[1] in ranks or parts[1] == companion != "")
 
     seen: set[str] = set()
     group: _Group | None = None
@@ -131,7 +141,7 @@ def samples(
         if group is None or key != group.key:
             if group is not None:
                 yield group.close(extensions)
-            group = _Group(key, _returned(member) if key in seen else None)
+            group = _Group(key, _returned(member) if key in seen else None, companion)
             seen.add(key)
         group.add(member, extension, ranks.get(extension, math.inf))
     if group is not None:
@@ -153,6 +163,8 @@ class _Group:
 
     key: str
     trouble: str | None
+    beside: str
+    companion: memoryview | bytes | None = None
     image: Member | None = None
     rank: float = math.inf
     extensions: set[str] = field(default_factory=set)
@@ -165,6 +177,8 @@ class _Group:
                 f"{extension!r}; pack the shard with one of them."
             )
         self.extensions.add(extension)
+        if self.beside and extension == self.beside:
+            self.companion = member.data
         if rank < self.rank:
             self.image, self.rank = member, rank
 
@@ -176,7 +190,7 @@ class _Group:
             return Unwanted(self.key)
         if self.image.data is None:
             return Refused(self.key, str(self.image.refused))
-        return Sample(self.key, image_keys[int(self.rank)], self.image.data)
+        return Sample(self.key, image_keys[int(self.rank)], self.image.data, self.companion)
 
 
 def _returned(member: Member) -> str:

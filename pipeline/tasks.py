@@ -1,33 +1,41 @@
-"""What a worker does: read a unit of shards, commit its partial. Tasks carry URLs and numbers, never arrays."""
+"""What workers do: read a unit of shards, sum a group of tiles. Tasks carry URLs and numbers, never arrays."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from tilecov.storage.listing import Shard
 from tilecov.storage.objects import Folder
-from tilecov.storage.partials import Partial
-from tilecov.storage.runs import RunFolder
+from tilecov.storage.partials import DamagedTileError, Partial
+from tilecov.storage.runs import MOMENTS, RunFolder
+from tilecov.storage.stagedrows import StagedRows
+from tilecov.storage.tiles import TileMatrix, open_group
 from tilecov.storage.tiling import Tiling
 
-from .accumulate import Accumulator, FloatAccumulator, IntegerAccumulator, panels_of
+from .accumulate import ORIGIN, Accumulator, FloatAccumulator, IntegerAccumulator, Pair, panels_of
+from .ahead import ahead
 from .device import Kernel, choose_device, choose_kernel
-from .machine import peak_bytes
+from .errors import TooManyGroupsError
+from .machine import peak_bytes, reset_peak
+from .moments import block_hashes
+from .momentstore import MomentsStore
 from .reading import BlockReader, Reading, ShardTally
 from .rows import RowSpec
 
 Progress = Callable[[int, int], None]
-"""Called with (shards, rows) that were done since the last call."""
+"""Called with (shards or tiles, rows) that were done since the last call."""
+Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class UnitTask:
-    """One unit of shards to read.
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What every task needs.
 
     Parameters
     ----------
@@ -35,27 +43,20 @@ class UnitTask:
         URL of the run folder.
     stage, name : str
         Under which the task commits.
-    shards : tuple of Shard
     spec : RowSpec
-    tile, block_rows, threads : int
-    skip : bool
-        Whether bad samples are left out.
+    tile : int
     device : str
     origin : dict or None
-        For float rows: where the mean of the first pass is (a Partial's record and folder).
-    options, run_options : mapping
+        For float rows: where the origin is (a Partial's record and folder).
+    options : mapping
         For fsspec.
     """
 
     run: str
     stage: str
     name: str
-    shards: tuple[Shard, ...]
     spec: RowSpec
     tile: int
-    block_rows: int
-    threads: int
-    skip: bool
     device: str
     origin: Mapping[str, Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -65,10 +66,78 @@ class UnitTask:
         """The run folder."""
         return RunFolder(Folder(self.run, self.options))
 
-    def reader(self, progress: Callable[[int], None] | None) -> BlockReader:
+    @property
+    def tiling(self) -> Tiling:
+        """How the columns are cut."""
+        return Tiling(self.spec.size, self.tile)
+
+    def accumulator(self, pairs: Iterator[Pair], *, wide: bool = False) -> Accumulator:
+        """Return an empty accumulator of these tiles, for rows of this kind."""
+        if self.spec.kind == "uint8":
+            return IntegerAccumulator(self.tiling, pairs, kernel_of(self.device), wide=wide)
+        if self.origin is None:
+            raise ValueError("float rows are summed about an origin and none was given")
+        origin = Partial(self.folder.folder(self.origin["prefix"])).read(self.origin["mean"])
+        return FloatAccumulator(self.tiling, pairs, torch.tensor(origin), choose_device(self.device))
+
+    def commit(self, started: float, record: Record) -> Record:
+        """Make the task's result count; return its record."""
+        seconds = round(time.perf_counter() - started, 3)
+        record = {"seconds": seconds, "peak_memory": peak_bytes(), **record}
+        self.folder.commit(self.stage, self.name, record)
+        return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitTask(Task):
+    """One unit of shards to read.
+
+    Parameters
+    ----------
+    shards : tuple of Shard
+    block_rows, threads : int
+    skip : bool
+        Whether bad samples are left out.
+    max_groups : int
+        Sets of moments that memory was kept for.
+    """
+
+    shards: tuple[Shard, ...]
+    block_rows: int
+    threads: int
+    skip: bool
+    max_groups: int = 1
+
+    def reader(self, progress: Progress | None) -> BlockReader:
         """Return the blocks of this unit."""
         reading = Reading(self.spec, self.block_rows, self.threads, self.skip, self.options)
-        return BlockReader(self.shards, reading, progress)
+        return BlockReader(self.shards, reading, None if progress is None else lambda shards: progress(shards, 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TilesTask(Task):
+    """One group of tiles to sum from staged rows.
+
+    Parameters
+    ----------
+    left, right : (int, int)
+        Ranges of tile rows and tile columns.
+    staged : tuple of dict
+        The commit records of the units that staged the rows.
+    wide : bool
+    sources : tuple of str
+        URLs of finished runs whose moments are taken over.
+    """
+
+    left: tuple[int, int]
+    right: tuple[int, int]
+    staged: tuple[Mapping[str, Any], ...]
+    wide: bool
+    sources: tuple[str, ...] = ()
+
+    def pairs(self) -> Iterator[Pair]:
+        """Yield the upper tiles of the group."""
+        return ((i, j) for i in range(*self.left) for j in range(*self.right) if i <= j)
 
 
 @cache
@@ -77,67 +146,148 @@ def kernel_of(device: str) -> Kernel:
     return choose_kernel(choose_device(device))
 
 
-def read_unit(task: UnitTask, progress: Progress | None = None) -> dict[str, Any]:
-    """Read a unit and commit its moments; return the commit record."""
-    started = time.perf_counter()
-    run = task.folder
-    prefix = run.fresh(task.stage, task.name)
-    partial = Partial(run.folder(prefix))
-    tiling = Tiling(task.spec.size, task.tile)
-    accumulator = _accumulator(task, tiling)
-    reader = task.reader(None if progress is None else lambda shards: progress(shards, 0))
-    parts: list[dict[str, Any]] = []
-    for block in reader:
-        if not len(block):
-            continue
-        if accumulator.room() < len(block):
-            parts.append(_write_part(partial, len(parts), accumulator))
-        accumulator.add(panels_of(torch.from_numpy(block), tiling))
+def read_unit(task: UnitTask, progress: Progress | None = None) -> Record:
+    """Read a unit and commit its moments, a part for each group; return the commit record."""
+    started = _begin()
+    prefix = task.folder.fresh(task.stage, task.name)
+    parts = _Parts(task, Partial(task.folder.folder(prefix)))
+    reader = task.reader(progress)
+    for block, labels in reader:
+        for label in sorted(set(labels)) if labels else [""]:
+            rows = block[np.array([found == label for found in labels])] if labels else block
+            parts.add(label, rows)
         if progress is not None:
             progress(0, len(block))
-    if accumulator.count:
-        parts.append(_write_part(partial, len(parts), accumulator))
-    return _commit(task, prefix, started, reader.tallies, {"parts": parts})
+    return task.commit(started, {"prefix": prefix, "ledger": _ledger(reader.tallies), "parts": parts.finish()})
 
 
-def _accumulator(task: UnitTask, tiling: Tiling) -> Accumulator:
-    if task.origin is None:
-        return IntegerAccumulator(tiling, tiling.upper(), kernel_of(task.device))
-    origin = Partial(task.folder.folder(task.origin["prefix"])).read(task.origin["mean"])
-    return FloatAccumulator(tiling, tiling.upper(), torch.tensor(origin), choose_device(task.device))
+class _Parts:
+    """The accumulators of a unit, one a group; written out where they are full and at the end."""
+
+    def __init__(self, task: UnitTask, partial: Partial) -> None:
+        self._task, self._partial = task, partial
+        self._sums: dict[str, Accumulator] = {}
+        self._written: list[Record] = []
+
+    def add(self, label: str, rows: npt.NDArray[Any]) -> None:
+        accumulator = self._sums.get(label) or self._begin(label)
+        if accumulator.room() < len(rows):
+            self._write(label, accumulator)
+        accumulator.add(panels_of(torch.from_numpy(rows), self._task.tiling))
+
+    def _begin(self, label: str) -> Accumulator:
+        if len(self._sums) >= self._task.max_groups:
+            raise TooManyGroupsError(
+                f"group {label!r} is the {len(self._sums) + 1}th and memory was kept for {self._task.max_groups}; "
+                "raise --max-groups, or choose a coarser --group-by"
+            )
+        self._sums[label] = self._task.accumulator(self._task.tiling.upper())
+        return self._sums[label]
+
+    def _write(self, label: str, accumulator: Accumulator) -> None:
+        number = len(self._written)
+        count, sums, tiles = accumulator.take()
+        written = [[i, j, self._partial.write(f"{number}/{i}-{j}", tile)] for (i, j), tile in tiles]
+        record = {"group": label, "count": count, "sum": self._partial.write(f"{number}/sum", sums), "tiles": written}
+        self._written.append(record)
+
+    def finish(self) -> list[Record]:
+        for label, accumulator in sorted(self._sums.items()):
+            if accumulator.count:
+                self._write(label, accumulator)
+        return self._written
 
 
-def _write_part(partial: Partial, index: int, accumulator: Accumulator) -> dict[str, Any]:
-    count, sums, tiles = accumulator.take()
-    written = [[i, j, partial.write(f"{index}/{i}-{j}", tile)] for (i, j), tile in tiles]
-    return {"count": count, "sum": partial.write(f"{index}/sum", sums), "tiles": written}
-
-
-def sum_unit(task: UnitTask, progress: Progress | None = None) -> dict[str, Any]:
+def sum_unit(task: UnitTask, progress: Progress | None = None) -> Record:
     """Read a unit of float rows for the first pass and commit its count and sum, in float64."""
-    started = time.perf_counter()
-    run = task.folder
-    prefix = run.fresh(task.stage, task.name)
+    started = _begin()
+    prefix = task.folder.fresh(task.stage, task.name)
     count, total = 0, np.zeros(task.spec.size)
-    reader = task.reader(None if progress is None else lambda shards: progress(shards, 0))
-    for block in reader:
+    reader = task.reader(progress)
+    for block, _ in reader:
         total += block.sum(axis=0, dtype=np.float64)
         count += len(block)
         if progress is not None:
             progress(0, len(block))
-    record = Partial(run.folder(prefix)).write("sum", total)
-    return _commit(task, prefix, started, reader.tallies, {"count": count, "sum": record})
+    record = Partial(task.folder.folder(prefix)).write("sum", total)
+    return task.commit(started, {"prefix": prefix, "ledger": _ledger(reader.tallies), "count": count, "sum": record})
 
 
-def _commit(
-    task: UnitTask, prefix: str, started: float, tallies: list[ShardTally], result: dict[str, Any]
-) -> dict[str, Any]:
-    record = {
-        "prefix": prefix,
-        "ledger": [tally.as_dict() for tally in tallies],
-        "seconds": round(time.perf_counter() - started, 3),
-        "peak_memory": peak_bytes(),
-        **result,
-    }
-    task.folder.commit(task.stage, task.name, record)
-    return record
+def stage_unit(task: UnitTask, progress: Progress | None = None) -> Record:
+    """Decode a unit once into staged rows; commit them with their count and their sum, int64 or float64."""
+    started = _begin()
+    prefix = task.folder.fresh(task.stage, task.name)
+    folder = task.folder.folder(prefix)
+    rows = StagedRows.create(folder.folder("rows"), task.spec.size, task.block_rows, task.tile, task.spec.kind)
+    count, total = 0, np.zeros(task.spec.size, np.int64 if task.spec.kind == "uint8" else np.float64)
+    reader = task.reader(progress)
+    for block, _ in reader:
+        rows.append(block)
+        total += block.sum(axis=0, dtype=total.dtype)
+        count += len(block)
+        if progress is not None:
+            progress(0, len(block))
+    folder.sync()
+    record = Partial(folder).write("sum", total)
+    return task.commit(started, {"prefix": prefix, "ledger": _ledger(reader.tallies), "count": count, "sum": record})
+
+
+def sum_tiles(task: TilesTask, progress: Progress | None = None) -> Record:
+    """Sum a group of tiles over all staged rows, write them, and commit the hashes of their digest blocks.
+
+    Raises
+    ------
+    DamagedTileError
+        Where the rows read do not add up to what was staged.
+    """
+    started = _begin()
+    accumulator = task.accumulator(task.pairs(), wide=task.wide)
+    for panels in ahead(_panels(task, accumulator.columns)):
+        accumulator.add(panels)
+        del panels
+    columns = accumulator.columns
+    _, sums, tiles = accumulator.take()
+    _check_sums(task, columns, sums)
+    before = [MomentsStore.open(RunFolder(Folder(url, task.options))).gram for url in task.sources]
+    gram = TileMatrix.open(open_group(task.folder.folder(MOMENTS), writable=True), "gram")
+    hashes = {}
+    for (i, j), tile in tiles:
+        whole = np.sum([tile.astype(gram.dtype, copy=False), *(taken.read(i, j) for taken in before)], axis=0)
+        gram.write(i, j, whole)
+        hashes.update({f"{a}-{b}": found.hex() for (a, b), found in block_hashes(task.tiling, i, j, whole)})
+        if progress is not None:
+            progress(1, 0)
+    return task.commit(started, {"tiles": len(list(task.pairs())), "hashes": hashes})
+
+
+def _panels(task: TilesTask, columns: list[int]) -> Iterator[dict[int, torch.Tensor]]:
+    """Yield the staged columns that the group needs, a block of rows at a time."""
+    for record in task.staged:
+        rows = StagedRows.open(task.folder.folder(record["prefix"]).folder("rows"))
+        for span in rows.blocks():
+            yield {j: torch.from_numpy(rows.read(span, task.tiling.span(j))) for j in columns}
+
+
+def _check_sums(task: TilesTask, columns: list[int], found: npt.NDArray[Any]) -> None:
+    """Compare the sums of the columns read with those committed when they were staged."""
+    count = sum(record["count"] for record in task.staged)
+    total = np.sum(
+        [Partial(task.folder.folder(record["prefix"])).read(record["sum"]) for record in task.staged], axis=0
+    )
+    if task.origin is None:
+        centred = total - ORIGIN * count
+    else:
+        centred = total - count * Partial(task.folder.folder(task.origin["prefix"])).read(task.origin["mean"])
+    expected = np.concatenate([centred[task.tiling.span(j)] for j in columns])
+    allowed = 0 if task.origin is None else 1e-9 * (1 + np.abs(total).max())
+    if np.abs(found - expected).max() > allowed:
+        raise DamagedTileError(f"staged rows of {task.run} are damaged: their columns do not add up to what was staged")
+
+
+def _begin() -> float:
+    reset_peak()
+    return time.perf_counter()
+
+
+def _ledger(tallies: list[ShardTally]) -> list[Record]:
+    return [tally.as_dict() for tally in tallies]

@@ -84,17 +84,20 @@ def verify(run: RunFolder, budget: int = 1 << 28) -> tuple[dict[str, Any], list[
 
 
 def _check_moments(run: RunFolder, manifest: dict[str, Any]) -> Iterator[str]:
-    store = MomentsStore.open(run)
-    digest = moments_digest(store.tiling, store.count, store.sum, store.gram.read)
-    if digest != manifest["moments_digest"]:
-        yield f"moments.zarr has digest {digest} and run.json says {manifest['moments_digest']}"
+    for inside, name in (("", "moments_digest"), ("augmented", "augmented_digest")):
+        if name in manifest:
+            store = MomentsStore.open(run, inside)
+            digest = moments_digest(store.tiling, store.count, store.sum, store.gram.read)
+            if digest != manifest[name]:
+                yield f"moments.zarr has digest {digest} and run.json says {manifest[name]}"
 
 
 def _check_statistics(run: RunFolder, manifest: dict[str, Any]) -> Iterator[str]:
     """Compare mean and covariance with what the moments finalise to, to the last bits of the stored dtype."""
     exact = manifest["dataset"]["kind"] == "uint8"
     scale, offset = RANGES[manifest["job"]["range"]] if exact else (1.0, 0.0)
-    store, group = MomentsStore.open(run), open_group(run.folder(STATISTICS))
+    store = MomentsStore.open(run, "augmented" if manifest["job"]["augment"] else "")
+    group = open_group(run.folder(STATISTICS))
     source, stored = store.covariance(scale), TileMatrix.open(group, "covariance")
     allowed = 4 * np.finfo(stored.dtype).eps
     if not np.allclose(read_vector(group, "mean"), store.mean(scale, offset), rtol=1e-15, atol=1e-15):

@@ -71,13 +71,10 @@ def _remove_if_over(folder: Folder) -> None:
     left = held["until"] - time.time()
     if left > 0 and not _is_gone(held):
         raise LeaseHeldError(
-            f"process {held['pid']} on {held['host']} works on {folder.url}; wait for it, choose another --out, or, if it "
-            f"is gone, try again in {left:.0f} s"
+            f"process {held['pid']} on {held['host']} works on {folder.url}; wait for it, choose another --out, or, "
+            f"if it is gone, try again in {left:.0f} s"
         )
-    # Only the lease that was looked at is removed, by whoever renames it first.
-    with suppress(OSError):
-        folder.fs.mv(folder.path(NAME), folder.path(f".{NAME}.{held['id']}"))
-        folder.remove(f".{NAME}.{held['id']}")
+    folder.remove(NAME)  # two who see the same expired lease both remove it; only one can create the next
 
 
 def _is_gone(held: dict[str, Any]) -> bool:

@@ -103,7 +103,7 @@ class Folder:
                 stream.flush()
                 os.fsync(stream.fileno())
             beside.replace(target)
-            _sync_directory(target.parent)
+            _sync(target.parent)
         finally:
             beside.unlink(missing_ok=True)
 
@@ -129,6 +129,15 @@ class Folder:
         finally:
             beside.unlink()
 
+    def sync(self) -> None:
+        """Make all files of a local folder survive a power cut; object stores have done so already."""
+        if not self.is_local:
+            return
+        for place, _, files in os.walk(self.path()):
+            for name in files:
+                _sync(Path(place, name))
+            _sync(Path(place))
+
     def names(self, name: str = "") -> list[str]:
         """Return the names of what lies in the folder ``name``, sorted; none where it does not exist."""
         self.fs.invalidate_cache()
@@ -151,8 +160,8 @@ def _abandon(stream: Any) -> None:
     stream.closed = True
 
 
-def _sync_directory(path: Path) -> None:
-    """Make a rename in ``path`` survive a power cut."""
+def _sync(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

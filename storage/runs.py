@@ -80,6 +80,10 @@ class RunFolder:
         """Make a task's result count: one small file, written last."""
         self.root.write(f"{WORK}/commits/{stage}/{task}.json", json.dumps(record).encode())
 
+    def forget(self, stage: str, task: str = "") -> None:
+        """Take a commit back, or all of a stage, so that it is made again."""
+        self.root.remove(f"{WORK}/commits/{stage}/{task}.json" if task else f"{WORK}/commits/{stage}")
+
     def commits(self, stage: str) -> dict[str, dict[str, Any]]:
         """Return the records of the tasks of ``stage`` that are done, by name."""
         names = [name for name in self.root.names(f"{WORK}/commits/{stage}") if name.endswith(".json")]

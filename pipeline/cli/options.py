@@ -28,6 +28,10 @@ _TABLE: tuple[tuple[str, Any, Any, Any], ...] = (
     ("dtype", str, "float32", _option("--dtype", help="Of covariance and eigenvectors in Zarr: float32 or float64.")),
     ("rank", str, "full", _option("--rank", help="Eigenvectors to keep: full or K; 0 stops after the covariance.")),
     ("svd", str, "auto", _option("--svd", help="Method of the decomposition: auto or direct.")),
+    ("augment", str, None, _option("--augment", help="Add symmetries: hflip, vflip, rot90 or d4.")),
+    ("group_by", str, None, _option("--group-by", help="Moments a group too: cls, json:FIELD or a regex on the key.")),
+    ("max_groups", int, 16, _option("--max-groups", help="Groups that memory is kept for.")),
+    ("extend", str, None, _option("--extend", help="A complete run; only shards that it has not are read.", metavar="RUN")),
     ("on_error", str, "fail", _option("--on-error", help="Bad shards and samples: fail, or skip and count them.")),
     ("max_skipped", float, 0.01, _option("--max-skipped", help="Fraction of the samples that skip may leave out.")),
     ("max_sample", str, "256MiB", _option("--max-sample", help="Larger files are refused before they are read.", metavar="SIZE")),
@@ -37,6 +41,8 @@ _TABLE: tuple[tuple[str, Any, Any, Any], ...] = (
     ("scheduler", str, None, _option("--scheduler", help="Address of a Dask scheduler.", metavar="ADDRESS", panel=_WORK)),
     ("decode_threads", int, None, _option("--decode-threads", help="Decoders a process. Default: its cores.", panel=_WORK)),
     ("block_rows", int, None, _option("--block-rows", help="Rows multiplied at a time. Default: by memory.", panel=_WORK)),
+    ("strategy", str, "auto", _option("--strategy", help="resident: tiles in memory. staged: rows on disk. auto: the plan chooses.", panel=_WORK)),
+    ("keep_rows", bool, False, _option("--keep-rows", help="Leave staged rows in the run folder.", panel=_WORK)),
     ("storage_options", str, None, _option("--storage-options", help="JSON for fsspec, or @FILE. Never stored.", metavar="JSON", panel=_WORK)),
 )  # fmt: skip
 
@@ -77,16 +83,22 @@ def make_job(shards: list[str], options: dict[str, Any], out: str | None = None)
     """
     given = {name: value for name, value in options.items() if value is not None}
     given["storage_options"] = storage_options(options["storage_options"])
-    if str(given["rank"]).isdigit():
-        given["rank"] = int(given["rank"])
-    elif given["rank"] != "full":
-        raise typer.BadParameter(f"{given['rank']!r} is neither full nor a number", param_hint="--rank")
+    given["rank"] = parse_rank(given["rank"])
     for name in {"memory", "max_sample"} & set(given):
         try:
             given[name] = parse_size(given[name])
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--" + name.replace("_", "-")) from error
     return Job(shards=tuple(shards), out=out, **given)
+
+
+def parse_rank(text: str | None) -> int | str | None:
+    """Return the number that ``text`` is, or ``full``; None for None."""
+    if text is None or text == "full":
+        return text
+    if not text.isdigit():
+        raise typer.BadParameter(f"{text!r} is neither full nor a number", param_hint="--rank")
+    return int(text)
 
 
 def storage_options(text: str | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a picture declares, read from a few bytes."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import HEIGHT, PICTURES, PLAIN, SPECIAL, WIDTH, chunk, png_file, png_header
 
@@ -54,6 +54,7 @@ def test_png_with_odd_chunks_is_not_plain(data: bytes) -> None:
     assert not header.plain
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["PNG", "JPEG", "WebP"]), st.binary(max_size=80))
 def test_random_bytes_are_no_plain_picture(image_format: str, tail: bytes) -> None:
     start = {"PNG": png_header(1, 1)[:16], "JPEG": b"\xff\xd8\xff", "WebP": b"RIFF\0\0\0\0WEBPVP8"}[image_format]

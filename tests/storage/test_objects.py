@@ -1,6 +1,7 @@
 """Folder: the same promises on a disk, in memory and on a store that shows an object when its upload ends."""
 
 import gc
+import os
 import pickle
 import resource
 import threading
@@ -325,6 +326,25 @@ def test_readers_see_one_content_whole_while_writers_race(local: Folder) -> None
     assert seen <= contents
     assert local.read("a") in contents
     assert everything(local) == ["a"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names of open files are read from /proc")
+def test_sync_reaches_every_file_and_folder(local: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b/c", "b/d/e"):
+        local.write(name, b"1")
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(str(Path(f"/proc/self/fd/{handle}").readlink())))
+    local.sync()
+    root = Path(local.path())
+    assert {str(path) for path in (root, *root.rglob("*"))} <= set(synced)
+
+
+def test_sync_changes_nothing(folder: Folder) -> None:
+    folder.folder("missing").sync()
+    folder.write("a/b", NEW)
+    folder.sync()
+    assert folder.read("a/b") == NEW
+    assert folder.names() == ["a"]
 
 
 # --- create

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -22,12 +22,6 @@ from tilecov.storage.tiles import MissingTileError, TileMatrix, open_group, read
 Array = npt.NDArray[Any]
 
 SIGNED = ["float32", "float64", "int8", "int16", "int32", "int64"]
-UNSIGNED = [
-    pytest.param(
-        name, marks=pytest.mark.xfail(strict=True, reason="0 stands for a lost tile where 0 is the least value")
-    )
-    for name in ("uint8", "uint32")
-]
 sizes = st.tuples(st.integers(1, 13), st.integers(1, 13))
 tiles = st.tuples(st.integers(1, 15), st.integers(1, 15))
 
@@ -49,7 +43,7 @@ def pairs(matrix: TileMatrix) -> list[tuple[int, int]]:
 
 
 def part(matrix: TileMatrix, values: Array, i: int, j: int) -> Array:
-    return cast("Array", values[matrix.rows.span(i), matrix.columns.span(j)])
+    return values[matrix.rows.span(i), matrix.columns.span(j)]
 
 
 def fill(matrix: TileMatrix, values: Array) -> None:
@@ -65,7 +59,7 @@ def example(shape: tuple[int, int], dtype: str, seed: int = 0) -> Array:
         return np.where(rng.random(shape) < 0.5, rng.choice(special, shape), rng.normal(size=shape)).astype(dtype)
     limits = np.iinfo(dtype)
     special = np.array([0, 1, limits.max, limits.min + 1], dtype)
-    return cast("Array", rng.choice(special, shape))
+    return rng.choice(special, shape)
 
 
 # --- what is written is read, by us and by others
@@ -124,7 +118,7 @@ def test_zarr_alone_reads_the_whole_matrix(folder: Folder, dtype: str) -> None:
     assert TileMatrix.open(open_group(folder), "m").read_all().tobytes() == values.tobytes()
 
 
-@pytest.mark.parametrize("dtype", [*SIGNED, *UNSIGNED])
+@pytest.mark.parametrize("dtype", SIGNED)
 def test_a_tile_of_zeros_is_not_missing(folder: Folder, dtype: str) -> None:
     group = open_group(folder, writable=True)
     matrix = TileMatrix.create(group, "m", (5, 5), (2, 2), dtype)
@@ -133,17 +127,26 @@ def test_a_tile_of_zeros_is_not_missing(folder: Folder, dtype: str) -> None:
     assert not TileMatrix.open(open_group(folder), "m").read_all().any()
 
 
-@pytest.mark.parametrize("dtype", [*SIGNED, *UNSIGNED])
+@pytest.mark.parametrize("dtype", SIGNED)
 @pytest.mark.parametrize("corner", ["zero", "one", "largest"])
 def test_no_first_value_makes_a_tile_missing(dtype: str, corner: str) -> None:
-    if np.dtype(dtype).kind == "u" and corner != "zero":
-        pytest.skip("only zero is in question")
     largest = np.finfo(dtype).max if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max
     values = np.full((3, 3), 7, dtype)
     values[0, 0] = {"zero": 0, "one": 1, "largest": largest}[corner]
     matrix = TileMatrix.create(fresh_group(), "m", (3, 3), (3, 3), dtype)
     matrix.write(0, 0, values)
     assert np.array_equal(matrix.read(0, 0), values)
+
+
+@pytest.mark.xfail(strict=True, reason="an unsigned tile that begins with 0 is called missing")
+@pytest.mark.parametrize("dtype", ["uint8", "uint32"])
+def test_unsigned_tiles_are_right_or_refused(dtype: str) -> None:
+    try:
+        matrix = TileMatrix.create(fresh_group(), "rows", (2, 2), (2, 2), dtype)
+    except (TypeError, ValueError):
+        return
+    matrix.write(0, 0, np.array([[0, 1], [2, 3]], dtype))
+    assert np.array_equal(matrix.read(0, 0), [[0, 1], [2, 3]])
 
 
 def test_a_tile_can_be_written_again(folder: Folder) -> None:
@@ -171,7 +174,7 @@ def test_many_writers_one_tile_each(folder: Folder) -> None:
 # --- what is lost is said
 
 
-@pytest.mark.parametrize("dtype", [*SIGNED, "uint8", "uint32"])
+@pytest.mark.parametrize("dtype", SIGNED)
 def test_a_tile_never_written_is_missing(folder: Folder, dtype: str) -> None:
     matrix = TileMatrix.create(open_group(folder, writable=True), "cov", (5, 4), (2, 2), dtype)
     for i, j in pairs(matrix):

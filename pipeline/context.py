@@ -1,0 +1,224 @@
+"""What the stages of a run work with: its job, plan, folder and manifest, and the tasks that they hand out."""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future, as_completed
+from dataclasses import dataclass
+from typing import Any, cast
+
+from tilecov.storage.listing import Shard
+from tilecov.storage.objects import Folder
+from tilecov.storage.partials import Partial
+from tilecov.storage.runs import RunFolder
+from tilecov.storage.tiling import Tiling
+
+from .covariance import Array
+from .errors import OtherJobError
+from .executors import SerialExecutor
+from .job import Job
+from .momentstore import MomentsStore, Source, Whole, uint8_origin
+from .observer import Observer
+from .plan import Plan
+from .rows import RowSpec
+from .tasks import Task, TilesTask, UnitTask
+
+Record = dict[str, Any]
+Work = Callable[..., Record]
+
+
+@dataclass(frozen=True)
+class Context:
+    """A run under way.
+
+    Parameters
+    ----------
+    job : Job
+    shards : tuple of Shard
+        Those that are to be read; none for a merge.
+    run : RunFolder
+    manifest : dict
+        The content of run.json; stages add to it.
+    plan : Plan
+        As the run was begun with.
+    executor : Executor
+    observer : Observer
+    """
+
+    job: Job
+    shards: tuple[Shard, ...]
+    run: RunFolder
+    manifest: dict[str, Any]
+    plan: Plan
+    executor: Executor
+    observer: Observer
+
+    @property
+    def tiling(self) -> Tiling:
+        """How the columns are cut."""
+        return Tiling(self.plan.size, self.plan.tile)
+
+    @property
+    def kind(self) -> str:
+        """The dtype of the rows."""
+        return str(self.manifest["dataset"]["kind"])
+
+    @property
+    def affine(self) -> tuple[float, float]:
+        """Scale and offset of the value range; float rows are taken as they are."""
+        return self.job.affine if self.kind == "uint8" else (1.0, 0.0)
+
+    @property
+    def range(self) -> str:
+        """The name of the value range."""
+        return self.job.range if self.kind == "uint8" else "as stored"
+
+    @property
+    def origin(self) -> Array:
+        """What is subtracted from every row: 128, or for floats the mean of the first pass or of the run extended."""
+        if self.kind == "uint8":
+            return uint8_origin()
+        if self.manifest["sources"]:
+            return MomentsStore.open(self._source_run(self.manifest["sources"][0])).origin
+        found = self.run.commits("origin")["mean"]
+        return Partial(self.run.folder(found["prefix"])).read(found["mean"])
+
+    @property
+    def final_moments(self) -> MomentsStore:
+        """The moments that statistics are made of: with their symmetries, where there are any."""
+        return MomentsStore.open(self.run, "augmented" if self.job.augment else "")
+
+    def note_digest(self, inside: str) -> None:
+        """Keep the digest of finished moments in the manifest."""
+        self.manifest["augmented_digest" if inside else "moments_digest"] = MomentsStore.open(self.run, inside).digest
+
+    def _source_run(self, source: Mapping[str, Any]) -> RunFolder:
+        return RunFolder(Folder(source["url"], self.job.storage_options))
+
+    def sources(self) -> list[Source]:
+        """Return the finished runs that this one adds or takes away."""
+        stores = [(MomentsStore.open(self._source_run(item)), item) for item in self.manifest["sources"]]
+        return [Whole(store, self.origin, item["url"], item["sign"]) for store, item in stores]
+
+    @property
+    def taken_over(self) -> int:
+        """Rows that come from finished runs."""
+        return sum(source.sign * source.count for source in self.sources())
+
+    def ledger(self) -> list[Record]:
+        """Return the ledger of everything that counts, shard by shard."""
+        lines: dict[tuple[Any, ...], list[Record]] = {}
+        for item in self.manifest["sources"]:
+            for line in self._source_run(item).read_ledger():
+                identity = (line["url"], line["size"], line["tag"])
+                if item["sign"] > 0:
+                    lines.setdefault(identity, []).append(line)
+                else:
+                    lines[identity].pop()
+        own = self.committed_units("rows" if self.plan.strategy == "staged" else "moments")
+        return [line for found in lines.values() for line in found] + [
+            line for record in own for line in record["ledger"]
+        ]
+
+    @property
+    def unit_names(self) -> list[str]:
+        """Names of the units, in order."""
+        return [f"{index:05d}" for index in range(len(self.plan.units))]
+
+    def committed_units(self, stage: str) -> list[Record]:
+        """Return the commit records of all units, in order."""
+        found = self.run.commits(stage) if self.plan.units else {}
+        return [found[name] for name in self.unit_names]
+
+    def read_units(self, stage: str, work: Work, *, with_origin: bool = True) -> list[Record]:
+        """Run the tasks of all units that are not committed yet; return all commit records in order."""
+        done, common = self.run.commits(stage), self._common(stage, with_origin=with_origin)
+        self._check_unchanged(done)
+        tasks = [
+            UnitTask(
+                **common,
+                name=name,
+                shards=self.shards[slice(*unit)],
+                block_rows=self.plan.block_rows,
+                threads=self.plan.decode_threads,
+                skip=self.job.on_error == "skip",
+                max_groups=self.job.max_groups if self.job.group_by else 1,
+            )
+            for name, unit in zip(self.unit_names, self.plan.units, strict=True)
+        ]
+        self.observer.stage(stage, len(self.shards), "shards")
+        self.observer.advance(sum(len(record["ledger"]) for record in done.values()))
+        todo = [task for task in tasks if task.name not in done]
+        done |= dict(self._run_tasks(todo, work, lambda record: (len(record["ledger"]), _rows(record))))
+        return [done[name] for name in self.unit_names]
+
+    def sum_tile_groups(self, work: Work) -> list[Record]:
+        """Run the tasks of all tile groups that are not committed yet; return all commit records."""
+        done, staged = self.run.commits("tiles"), tuple(self.committed_units("rows"))
+        slim = tuple({name: record[name] for name in ("prefix", "count", "sum")} for record in staged)
+        common = self._common("tiles", with_origin=True)
+        tasks = [
+            TilesTask(
+                **common,
+                name=f"{left[0]}-{right[0]}",
+                left=left, right=right, staged=slim, wide=self.plan.wide,
+                sources=tuple(item["url"] for item in self.manifest["sources"]),
+            )
+            for left, right in self.plan.tile_groups
+        ]  # fmt: skip
+        self.observer.stage("tiles", sum(len(list(task.pairs())) for task in tasks), "tiles")
+        self.observer.advance(sum(record["tiles"] for record in done.values()))
+        todo = [task for task in tasks if task.name not in done]
+        done |= dict(self._run_tasks(todo, work, lambda record: (record["tiles"], 0)))
+        return list(done.values())
+
+    def _common(self, stage: str, *, with_origin: bool) -> dict[str, Any]:
+        floats = with_origin and self.kind != "uint8"
+        return {
+            "run": self.run.root.absolute,
+            "stage": stage,
+            "spec": RowSpec.of(self.job, cast("Any", self.kind)),
+            "tile": self.plan.tile,
+            "device": self.job.device,
+            "origin": self._origin_record() if floats else None,
+            "options": self.job.storage_options,
+        }
+
+    def _origin_record(self) -> Record:
+        if not self.manifest["sources"]:
+            return self.run.commits("origin")["mean"]
+        prefix = self.run.fresh("mean", "origin")
+        return {"prefix": prefix, "mean": Partial(self.run.folder(prefix)).write("mean", self.origin)}
+
+    def _run_tasks(
+        self, tasks: list[Any], work: Work, progress: Callable[[Record], tuple[int, int]]
+    ) -> Iterator[tuple[str, Record]]:
+        """Yield (name, commit record) of each task as it ends; the first error cancels the rest."""
+        if isinstance(self.executor, SerialExecutor):
+            for task in tasks:  # progress within a task can be seen from here only where it runs here
+                yield task.name, work(task, self.observer.advance)
+            return
+        futures: dict[Future[Record], Task] = {self.executor.submit(work, task): task for task in tasks}
+        try:
+            for future in as_completed(futures):
+                record = future.result()
+                self.observer.advance(*progress(record))
+                yield futures[future].name, record
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _check_unchanged(self, done: Mapping[str, Record]) -> None:
+        """Raise where a shard that has been read is not what it was."""
+        now = {shard.url: shard for shard in self.shards}
+        for line in (line for record in done.values() for line in record["ledger"]):
+            shard = now.get(line["url"])
+            if shard is None:
+                raise OtherJobError(f"{self.run.url} was begun with {line['url']}, not named now; choose another --out")
+            if (shard.size, shard.tag) != (line["size"], line["tag"]):
+                raise OtherJobError(
+                    f"{line['url']} has changed since {self.run.url} read it: {line['size']} bytes, version "
+                    f"{line['tag']} then, {shard.size} bytes, version {shard.tag} now; choose another --out"
+                )
+
+
+def _rows(record: Record) -> int:
+    return int(record.get("count") or sum(part["count"] for part in record.get("parts", ())))

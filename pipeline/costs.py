@@ -1,0 +1,292 @@
+"""What stages cost: bytes, flops and seconds as plain arithmetic."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .job import Job
+from .machine import Machine
+
+if TYPE_CHECKING:
+    from .facts import DatasetFacts
+
+TILE = 1024
+WHOLE = 1536
+"""Up to this many columns the matrix is a single tile."""
+EIGH_FLOPS = 13.0
+"""Multiples of d**3, at the rate of a large matrix product, that LAPACK's eigh takes (measured, d = 12,288)."""
+RUNTIME = 56 << 20
+"""Bytes that thread pools, BLAS buffers and the allocator take beside the arrays counted here."""
+WORKER = 96 << 20
+"""Bytes that Dask takes in a worker."""
+DECODE_BYTES = 16
+"""Bytes a pixel that decoding holds at most: the picture, Pillow's padded copies and the resized rows."""
+TRANSFER = 10 << 20
+"""Bytes of encoded samples a decode thread holds at most: two batches and the chunks that they are views of."""
+CERTIFICATE_BYTES = 256 << 20
+"""Bytes that the certificate's bands may take beside a slab of U and a tile."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """What one stage takes.
+
+    Parameters
+    ----------
+    name : str
+    memory : int
+        Peak bytes of each process, the imports counted in.
+    disk : int
+        Bytes that the stage adds to the run folder.
+    read, written : int
+        Bytes.
+    requests : int
+        Files read and written.
+    flops : float
+    seconds : float
+    """
+
+    name: str
+    memory: int
+    disk: int
+    read: int
+    written: int
+    requests: int
+    flops: float
+    seconds: float
+
+
+def tile_of(size: int) -> int:
+    """Return the tile of a matrix with ``size`` columns: a function of d alone, so that runs can be merged."""
+    return size if size <= WHOLE else TILE
+
+
+def tiles_of(size: int) -> int:
+    """Return the tiles a side."""
+    return -(-size // tile_of(size))
+
+
+def upper_entries(size: int) -> int:
+    """Return the entries of the upper tiles."""
+    tile = tile_of(size)
+    diagonal = sum(min(tile, size - i * tile) ** 2 for i in range(tiles_of(size)))
+    return (size * size + diagonal) // 2
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Bytes, flops and seconds of each stage of a job.
+
+    Parameters
+    ----------
+    job : Job
+    facts : DatasetFacts
+    machine : Machine
+    """
+
+    job: Job
+    facts: "DatasetFacts"
+    machine: Machine
+
+    @property
+    def threads(self) -> int:
+        """Decode threads a process."""
+        return self.job.decode_threads or max(1, self.machine.cores // self.job.workers)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a value of a row."""
+        return {"uint8": 1, "float32": 4, "float64": 8}[self.facts.kind]
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether rows are uint8, so that moments are integers."""
+        return self.facts.kind == "uint8"
+
+    @property
+    def base(self) -> int:
+        """Bytes of a process that holds nothing."""
+        return self.machine.baseline + RUNTIME + (WORKER if self.job.workers > 1 or self.job.scheduler else 0)
+
+    @property
+    def tile_bytes(self) -> int:
+        """Bytes of a float64 tile."""
+        return tile_of(self.job.size) ** 2 * 8
+
+    @property
+    def pairs(self) -> int:
+        """Upper tiles."""
+        return tiles_of(self.job.size) * (tiles_of(self.job.size) + 1) // 2
+
+    @property
+    def groups(self) -> int:
+        """Sets of moments that are kept at a time."""
+        return self.job.max_groups if self.job.group_by else 1
+
+    def decoding(self) -> int:
+        """Bytes of the decoders: encoded samples and the pictures being decoded."""
+        picture = DECODE_BYTES * max(self.facts.pixels, self.job.resolution**2)
+        return self.threads * (TRANSFER + 2 * self.facts.encoded + picture)
+
+    def centred(self, rows: int, columns: int) -> int:
+        """Bytes of a block of rows made ready for the products: float32, float64 on the way where rows are floats."""
+        steps = 2 * -(-rows // 256) * columns * 4
+        return rows * columns * (4 if self.is_exact else 4 + 8 // max(1, tiles_of(self.job.size))) + steps
+
+    def accumulator(self, entries: int, *, wide: bool = False) -> int:
+        """Bytes of the sums of ``entries`` products."""
+        return entries * (4 if self.is_exact and not wide else 8)
+
+    def resident_memory(self, rows: int) -> int:
+        """Bytes while units are read and multiplied, all upper tiles in memory."""
+        gram = self.accumulator(upper_entries(self.job.size)) * self.groups
+        blocks = 2 * rows * self.job.size * self.itemsize * (2 if self.job.group_by else 1)
+        work = self.centred(rows, self.job.size) + self.tile_bytes
+        return self.base + gram + blocks + work + self.decoding()
+
+    def rows_memory(self, rows: int) -> int:
+        """Bytes while rows are staged."""
+        return self.base + 2 * rows * self.job.size * self.itemsize + 12 * self.tile_bytes // 8 + self.decoding()
+
+    def tiles_memory(self, side: int, rows: int) -> int:
+        """Bytes while a group of ``side`` x ``side`` tiles is summed from staged rows."""
+        tile, tiles = tile_of(self.job.size), tiles_of(self.job.size)
+        alone = side >= tiles
+        entries = upper_entries(self.job.size) if alone else side * side * tile * tile
+        columns = min(self.job.size, (side if alone else 2 * side) * tile)
+        panels = 2 * rows * columns * self.itemsize
+        return (
+            self.base
+            + self.accumulator(entries, wide=self.wide)
+            + panels
+            + self.centred(rows, columns)
+            + self.tile_bytes
+        )
+
+    @property
+    def wide(self) -> bool:
+        """Whether staged sums must be int64 from the start: int32 would not hold that many rows."""
+        return self.facts.samples > 100_000  # an estimate, so well below the 131,071 that int32 holds
+
+    def direct_memory(self, width: int) -> int:
+        """Bytes of LAPACK's divide and conquer: the matrix, its eigenvectors and two more for the work."""
+        return self.base + 4 * self.job.size**2 * width + 2 * self.tile_bytes
+
+    def product_seconds(self) -> float:
+        """Seconds to multiply all rows."""
+        return 2 * self.facts.samples * upper_entries(self.job.size) / self.machine.flops32
+
+    def decode_seconds(self) -> float:
+        """Seconds to read and decode all samples, on the threads of one process."""
+        return self.facts.samples * self.facts.decode_seconds / min(self.threads, self.machine.cores)
+
+    def stage(self, name: str, memory: int, **cost: Any) -> StagePlan:
+        """Return a stage; bytes written lately are read from memory, so reading counts an eighth."""
+        read, written = int(cost.get("read", 0)), int(cost.get("written", 0))
+        seconds = cost.get("seconds", 0.0) + (read / 8 + written) / self.machine.disk + 0.03
+        disk = int(cost.get("disk", written))
+        return StagePlan(
+            name, memory, disk, read, written, int(cost.get("requests", 0)), cost.get("flops", 0.0), seconds
+        )
+
+    def reading_stages(self, block: int, units: int) -> list[StagePlan]:
+        """Return the stages of the resident strategy."""
+        stages = []
+        if not self.is_exact and not self.job.extend:
+            memory = self.base + self.decoding() + 2 * block * self.job.size * self.itemsize + block * self.job.size * 8
+            seconds = self.decode_seconds() / self.job.workers
+            stages.append(
+                self.stage("mean", memory, read=self.facts.bytes, seconds=seconds, requests=len(self.facts.shards))
+            )
+        written = units * self.accumulator(upper_entries(self.job.size)) * self.groups
+        decode, product = self.decode_seconds(), self.product_seconds()
+        seconds = (max(product, decode) + min(product, decode) / 2) / self.job.workers
+        requests = len(self.facts.shards) + units * (self.pairs + 2) * self.groups
+        flops = 2.0 * self.facts.samples * upper_entries(self.job.size)
+        cost = {"read": self.facts.bytes, "written": written, "requests": requests, "flops": flops, "seconds": seconds}
+        return [*stages, self.stage("moments", self.resident_memory(block), **cost)]
+
+    def staging_stages(self, block: int, side: int, groups: Sequence[Any]) -> list[StagePlan]:
+        """Return the stages of the staged strategy."""
+        size, rows = self.job.size, self.facts.samples
+        staged = rows * size * self.itemsize
+        blocks = -(-rows // block) * tiles_of(size)
+        reads = sum(min(size, len({*left, *right}) * tile_of(size)) for left, right in groups) * rows * self.itemsize
+        first = self.stage(
+            "rows", self.rows_memory(block), read=self.facts.bytes, written=staged,
+            requests=len(self.facts.shards) + blocks, seconds=self.decode_seconds() / self.job.workers,
+        )  # fmt: skip
+        second = self.stage(
+            "tiles", self.tiles_memory(side, block), read=reads, written=upper_entries(size) * 8,
+            requests=reads // max(1, block * tile_of(size) * self.itemsize), flops=2.0 * rows * upper_entries(size),
+            seconds=1.1 * self.product_seconds() / self.job.workers,
+        )  # fmt: skip
+        return [first, second]
+
+    def merge(self, units: int) -> StagePlan:
+        """Return the adding up of partials."""
+        entries = upper_entries(self.job.size) * self.groups
+        read, written = (
+            units * self.accumulator(entries),
+            entries * 8 + (self.groups > 1) * upper_entries(self.job.size) * 8,
+        )
+        memory = self.base + 6 * self.tile_bytes
+        return self.stage(
+            "merge", memory, read=read, written=written, requests=(units + 1) * self.pairs, seconds=written / 1e9
+        )
+
+    def augment(self) -> StagePlan:
+        """Return the permutation of tiles by symmetries."""
+        steps = {"hflip": 1, "vflip": 1, "rot90": 2, "d4": 3}[self.job.augment or "hflip"]
+        written = steps * 2 * self.job.size**2 * 8
+        memory = self.base + 3 * tile_of(self.job.size) * self.job.size * 8
+        cost = {
+            "read": written,
+            "written": written,
+            "disk": 2 * self.job.size**2 * 8,
+            "requests": steps * 4 * self.pairs,
+        }
+        return self.stage("augment", memory, seconds=written / 5e8, **cost)
+
+    def statistics(self) -> StagePlan:
+        """Return the finalising of mean and covariance."""
+        width = 8 if self.job.dtype == "float64" else 4
+        sets = 1 + self.groups * bool(self.job.group_by)
+        written, read = sets * self.job.size**2 * width, sets * upper_entries(self.job.size) * 8
+        cost = {"read": read, "written": written, "requests": 3 * self.pairs, "seconds": read / 4e8}
+        return self.stage("statistics", self.base + 8 * self.tile_bytes, **cost)
+
+    @property
+    def rank(self) -> int:
+        """Eigenvectors kept."""
+        return self.job.size if self.job.rank == "full" else self.job.rank
+
+    def spectrum(self, precision: str) -> StagePlan:
+        """Return the direct decomposition."""
+        width = 8 if precision == "float64" else 4
+        flops = EIGH_FLOPS * self.job.size**3
+        rate = self.machine.flops64 if width == 8 else self.machine.flops32
+        written = self.job.size * self.rank * (8 if self.job.dtype == "float64" else 4)
+        cost = {
+            "read": upper_entries(self.job.size) * 8,
+            "written": written,
+            "requests": 2 * self.pairs,
+            "flops": flops,
+        }
+        return self.stage("spectrum", self.direct_memory(width), seconds=flops / rate, **cost)
+
+    def artifacts(self) -> StagePlan:
+        """Return the writing of the four files."""
+        values = self.job.size * self.rank * 4
+        memory = self.base + 5 * tile_of(self.job.size) * self.job.size * 4
+        cost = {"read": 2 * values, "written": 2 * values, "requests": 4 + 4 * self.pairs, "seconds": 2 * values / 4e8}
+        return self.stage("artifacts", memory, **cost)
+
+    def certificate(self) -> StagePlan:
+        """Return the measuring of the artifacts."""
+        size, rank, tile = self.job.size, self.rank, tile_of(self.job.size)
+        flops = 2.0 * size * size * rank + 1.0 * size * rank * rank
+        bands = min(CERTIFICATE_BYTES, max(2 * 8 * rank * size, 3 * 8 * rank * rank))
+        memory = self.base + bands + 3 * tile * rank * 8 + 3 * self.tile_bytes
+        cost = {"read": size**2 * 4 + 2 * size * rank * 4, "requests": 4 * self.pairs, "flops": flops}
+        return self.stage("certificate", memory, seconds=1.5 * flops / self.machine.flops32, **cost)
