@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-import fsspec
 import numpy as np
 
 from tilecov.storage.listing import Shard, list_shards
+from tilecov.storage.streams import open_shard
 from tilecov.storage.tar import TarError
 
 from .errors import SampleError, ShardError
@@ -86,7 +86,7 @@ def inspect(job: Job, shards: Sequence[Shard] | None = None) -> DatasetFacts:
 
 
 def _head(job: Job, shard: Shard) -> list[Sample]:
-    with fsspec.open(shard.url, "rb", **job.storage_options) as stream:
+    with open_shard(shard, job.storage_options) as stream:
         items = samples(stream, job.image_key, max_bytes=job.max_sample)
         # Copied: a view would keep the bytes around it alive.
         return [

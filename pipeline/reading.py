@@ -8,11 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 
 from tilecov.storage.listing import Shard
+from tilecov.storage.streams import open_shard
 from tilecov.storage.tar import TarError
 
 from .errors import SampleError, ShardError
@@ -168,7 +168,7 @@ class BlockReader:
         """Yield the wanted samples of a shard and count the others."""
         spec, url = self._reading.spec, tally.shard.url
         try:
-            with fsspec.open(url, "rb", **self._reading.options) as stream:
+            with open_shard(tally.shard, self._reading.options) as stream:
                 beside = spec.grouping.companion if spec.grouping else ""
                 for item in samples(stream, spec.image_keys, max_bytes=spec.max_sample, companion=beside):
                     tally.samples += 1

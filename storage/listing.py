@@ -9,6 +9,7 @@ from typing import Any
 import fsspec
 
 from .objects import absolute
+from .retries import retry
 
 _MAGIC = "*?["
 _TAGS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
@@ -79,14 +80,14 @@ def _find_all(urls: Sequence[str], options: dict[str, Any]) -> Iterator[Shard]:
 def _find(url: str, options: dict[str, Any]) -> Iterator[Shard]:
     fs, path = fsspec.core.url_to_fs(url, **options)
     if _is_glob(url):
-        found = fs.glob(path, detail=True)
+        found = retry(lambda: fs.glob(path, detail=True))
         infos = [found[name] for name in sorted(found) if found[name]["type"] == "file"]
         if not infos:
             raise FileNotFoundError(f"no shard matches {url}; check the pattern")
         yield from (_shard(fs, info) for info in infos)
         return
     try:
-        info = fs.info(path)
+        info = retry(lambda: fs.info(path))
     except FileNotFoundError:
         raise FileNotFoundError(f"no shard at {url}; check the URL") from None
     if info["type"] != "directory":
@@ -100,7 +101,7 @@ def _find(url: str, options: dict[str, Any]) -> Iterator[Shard]:
 
 def _folder(url: str, options: dict[str, Any]) -> list[Shard]:
     fs, path = fsspec.core.url_to_fs(url, **options)
-    infos = [info for info in fs.ls(path, detail=True) if info["type"] == "file"]
+    infos = [info for info in retry(lambda: fs.ls(path, detail=True)) if info["type"] == "file"]
     return [_shard(fs, info) for info in sorted(infos, key=lambda info: str(info["name"]))]
 
 

@@ -13,6 +13,9 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from .resuming import ResumingStream
+from .retries import retry
+
 
 def absolute(url: str) -> str:
     """Return ``url`` with a local path made absolute, so that it means the same from every working directory."""
@@ -66,17 +69,22 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         """Return whether there is a file or folder ``name``."""
-        return bool(self.fs.exists(self.path(name)))
+        return bool(retry(lambda: self.fs.exists(self.path(name))))
 
     def read(self, name: str) -> bytes:
         """Return the bytes of file ``name``; FileNotFoundError where there is none."""
-        return cast("bytes", self.fs.cat_file(self.path(name)))
+        return cast("bytes", retry(lambda: self.fs.cat_file(self.path(name))))
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
         """Open file ``name`` for reading."""
-        with self.fs.open(self.path(name), "rb") as stream:
-            yield stream
+        if self.is_local:
+            with self.fs.open(self.path(name), "rb") as stream:
+                yield stream
+            return
+        size = int(retry(lambda: self.fs.info(self.path(name)))["size"])
+        with ResumingStream(self.fs, self.path(name), size) as stream:
+            yield cast("BinaryIO", stream)
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
@@ -86,7 +94,7 @@ class Folder:
         when its upload is complete.
         """
         if not self.is_local:
-            stream = self.fs.open(self.path(name), "wb")
+            stream = retry(lambda: self.fs.open(self.path(name), "wb"))
             try:
                 yield stream
             except BaseException:
@@ -113,12 +121,19 @@ class Folder:
             with self.writing(name) as stream:
                 stream.write(data)
         else:
-            self.fs.pipe_file(self.path(name), bytes(data))
+            retry(lambda: self.fs.pipe_file(self.path(name), bytes(data)))
 
     def create(self, name: str, data: bytes) -> None:
-        """Write file ``name`` if there is none; FileExistsError otherwise, also when two writers try at once."""
+        """Write file ``name`` if there is none; FileExistsError otherwise, also when two writers try at once.
+
+        What two writers write must differ.
+        """
         if not self.is_local:
-            self.fs.pipe_file(self.path(name), data, mode="create")
+            try:
+                retry(lambda: self.fs.pipe_file(self.path(name), data, mode="create"))
+            except FileExistsError:
+                if self.read(name) != data:  # else it was made by a try whose answer was lost
+                    raise
             return
         target = Path(self.path(name))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +157,7 @@ class Folder:
         """Return the names of what lies in the folder ``name``, sorted; none where it does not exist."""
         self.fs.invalidate_cache()
         try:
-            found = self.fs.ls(self.path(name), detail=False)
+            found = retry(lambda: self.fs.ls(self.path(name), detail=False))
         except FileNotFoundError:
             return []
         return sorted(posixpath.basename(path.rstrip("/")) for path in found)
@@ -150,7 +165,7 @@ class Folder:
     def remove(self, name: str = "") -> None:
         """Remove file or folder ``name`` with all in it; nothing happens where there is none."""
         with contextlib.suppress(FileNotFoundError):
-            self.fs.rm(self.path(name), recursive=True)
+            retry(lambda: self.fs.rm(self.path(name), recursive=True))
 
 
 def _abandon(stream: Any) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.abc.store import Store
-from zarr.storage import FsspecStore, LocalStore
+from zarr.storage import LocalStore
 
-from .objects import Folder, absolute
+from .objects import Folder
+from .remotestore import remote_store
 from .tiling import Tiling
 
 Array = npt.NDArray[Any]
@@ -20,7 +21,7 @@ def zarr_store(folder: Folder, *, read_only: bool = False) -> Store:
     """Return the Zarr store in ``folder``."""
     if folder.is_local:
         return LocalStore(folder.path(), read_only=read_only)
-    return FsspecStore.from_url(absolute(folder.url), storage_options=dict(folder.options), read_only=read_only)
+    return remote_store(folder, read_only=read_only)
 
 
 def open_group(folder: Folder, *, writable: bool = False) -> zarr.Group:
