@@ -1,9 +1,12 @@
 """What this machine can do: cores, memory, and how fast it multiplies, decodes and writes."""
 
+import ctypes
+import gc
 import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +74,16 @@ def peak_bytes() -> int:
     return _status_bytes("VmHWM")
 
 
+def release_memory() -> None:
+    """Give memory that was freed back to the system, where the C library can (glibc keeps it otherwise)."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def reset_peak() -> None:
-    """Start the measurement of the peak anew, where the kernel can (Linux)."""
+    """Start the measurement of the peak anew, where the kernel can (Linux), from what is held now."""
+    release_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:  # another system: the peak is then that of the whole process

@@ -66,10 +66,8 @@ def _take(folder: Folder, owner: dict[str, Any], lifetime: float) -> None:
 
 def _remove_if_over(folder: Folder) -> None:
     held = _read(folder)
-    if held is None:
-        return
-    left = held["until"] - time.time()
-    if left > 0 and not _is_gone(held):
+    left = held["until"] - time.time() if held else 0  # one that cannot be read is nobody's
+    if held and left > 0 and not _is_gone(held):
         raise LeaseHeldError(
             f"process {held['pid']} on {held['host']} works on {folder.url}; wait for it, choose another --out, or, "
             f"if it is gone, try again in {left:.0f} s"

@@ -1,0 +1,154 @@
+"""The planner: pure, printable, and refusing before anything runs."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tilecov.pipeline import Job, plan, run
+from tilecov.pipeline.cli import run_safely
+from tilecov.pipeline.costs import tile_of, tiles_of, upper_entries
+from tilecov.pipeline.errors import DoesNotFitError
+from tilecov.pipeline.facts import DatasetFacts
+from tilecov.pipeline.machine import Machine
+from tilecov.pipeline.plan import Plan, make_groups, make_units
+from tilecov.storage.listing import Shard
+
+GIB = 1 << 30
+MACHINE = Machine(
+    cores=2, memory=24 * GIB, baseline=250 << 20, flops32=1.2e11, flops64=6e10, disk=5e8, disk_free=10**12
+)
+
+
+def facts(samples: int = 50_000, shards: int = 50, kind: Any = "uint8") -> DatasetFacts:
+    listed = tuple(Shard(f"/data/{index}.tar", samples // shards * 4000, "1") for index in range(shards))
+    return DatasetFacts(listed, kind, samples, pixels=64 * 64, encoded=3000, decode_seconds=1e-4)
+
+
+def job(**fields: Any) -> Job:
+    return Job(**{"shards": ("x.tar",), "resolution": 64, "rank": 0, **fields})
+
+
+def test_planning_is_pure() -> None:
+    assert plan(job(), facts(), MACHINE) == plan(job(), facts(), MACHINE)
+
+
+@pytest.mark.parametrize("memory", ["1GiB", "2GiB", "8GiB", None])
+@pytest.mark.parametrize("resolution", [8, 64, 128, 256])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_no_stage_passes_the_memory(memory: Any, resolution: int, workers: int) -> None:
+    planned = plan(job(resolution=resolution, memory=memory, workers=workers), facts(), MACHINE)
+    assert planned.peak <= planned.memory
+    if memory is None:
+        assert planned.memory <= 0.8 * MACHINE.memory / workers
+    else:
+        assert planned.memory == job(memory=memory).memory
+
+
+def test_less_memory_turns_resident_into_staged_and_then_into_a_refusal() -> None:
+    strategies = []
+    for memory in (4096, 2048, 1024, 768, 640, 512):
+        planned = plan(job(resolution=64, memory=memory << 20), facts(), MACHINE)
+        strategies.append(planned.strategy)
+    assert strategies == sorted(strategies)  # resident comes before staged
+    assert set(strategies) == {"resident", "staged"}
+    with pytest.raises(DoesNotFitError, match=r"300\.0 MiB are allowed; raise --memory to"):
+        plan(job(resolution=64, memory=300 << 20), facts(), MACHINE)
+
+
+def test_a_refusal_names_a_memory_that_is_enough() -> None:
+    with pytest.raises(DoesNotFitError) as refusal:
+        plan(job(resolution=64, rank="full", memory="1GiB"), facts(), MACHINE)
+    needed = str(refusal.value).split("raise --memory to ")[1].split(" or")[0]
+    assert plan(job(resolution=64, rank="full", memory=float_up(needed)), facts(), MACHINE).method == "direct"
+
+
+def float_up(size: str) -> str:
+    number, unit = size.split()
+    return f"{float(number) + 0.1:.1f}{unit}"
+
+
+def test_float64_where_it_fits_else_float32() -> None:
+    assert plan(job(rank="full", memory="8GiB"), facts(), MACHINE).precision == "float64"
+    assert plan(job(rank="full", memory="4GiB"), facts(), MACHINE).precision == "float32"
+
+
+def test_lapack_ends_below_32767_columns() -> None:
+    with pytest.raises(DoesNotFitError, match=r"32,766 columns and a row has 49,152"):
+        plan(job(resolution=128, rank="full"), facts(), MACHINE)
+
+
+def test_too_little_disk_is_refused_with_both_sizes() -> None:
+    with pytest.raises(DoesNotFitError, match=r"of disk and 1\.0 GiB are free"):
+        plan(job(resolution=128), facts(), dataclasses.replace(MACHINE, disk_free=GIB))
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=40), st.integers(1, 5000), st.integers(1, 5))
+def test_units_are_consecutive_and_cover_all_shards(sizes: list[int], target: int, workers: int) -> None:
+    units = make_units(sizes, target, workers)
+    assert [index for start, stop in units for index in range(start, stop)] == list(range(len(sizes)))
+    assert all(start < stop for start, stop in units)
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_groups_cover_each_upper_tile_once(tiles: int, side: int) -> None:
+    found = [(i, j) for left, right in make_groups(tiles, side) for i in range(*left) for j in range(*right) if i <= j]
+    assert sorted(found) == [(i, j) for i in range(tiles) for j in range(i, tiles)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 997, 1536, 1537, 4099, 12_288])
+def test_upper_entries_by_counting_tiles(size: int) -> None:
+    tile, tiles = tile_of(size), tiles_of(size)
+    widths = [min(tile, size - i * tile) for i in range(tiles)]
+    assert upper_entries(size) == sum(widths[i] * widths[j] for i in range(tiles) for j in range(i, tiles))
+
+
+def test_a_plan_survives_json() -> None:
+    planned = plan(job(resolution=128, memory="2GiB"), facts(), MACHINE)
+    assert Plan.load(json.loads(json.dumps(planned.as_dict()))) == planned
+
+
+def test_work_doubles_with_rows_and_quadruples_with_columns() -> None:
+    flops = {
+        (rows, resolution): plan(job(resolution=resolution), facts(rows), MACHINE).stages[0].flops
+        for rows in (50_000, 100_000)
+        for resolution in (64, 128)
+    }
+    assert flops[100_000, 64] == 2 * flops[50_000, 64]
+    assert 3.7 < flops[50_000, 128] / flops[50_000, 64] < 16.3
+
+
+@pytest.mark.parametrize("fields", [{"group_by": "cls", "max_groups": 3}, {"augment": "d4"}, {"strategy": "staged"}])
+def test_every_way_counts_its_memory(fields: dict[str, Any]) -> None:
+    plain = plan(job(memory="8GiB"), facts(), MACHINE)
+    planned = plan(job(memory="8GiB", **fields), facts(), MACHINE)
+    assert planned != plain
+    if "group_by" in fields:
+        assert planned.stages[0].memory >= plain.stages[0].memory + 2 * 4 * upper_entries(12_288)
+
+
+def test_the_command_shows_the_plan_and_does_nothing(
+    tmp_path: Path, shards: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = shards(count=20, resolution=4)
+    before = sorted(tmp_path.rglob("*"))
+    assert run_safely(["plan", *paths, "--resolution", "4"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("moments", "merge", "statistics", "spectrum", "certificate", "memory", "requests", "MiB", "direct"):
+        assert word in shown
+    assert run_safely(["plan", *paths, "--resolution", "4", "--json"]) == 0
+    assert Plan.load(json.loads(capsys.readouterr().out)).size == 48
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_keeps_predicted_beside_actual(tmp_path: Path, shards: Callable[..., list[str]]) -> None:
+    manifest = run(Job(shards=tuple(shards()), resolution=4, out=str(tmp_path / "run")))
+    for stage in manifest["stages"].values():
+        assert stage["seconds"] >= 0
+        assert stage["peak_memory"] > 10**7
+        assert set(stage["predicted"]) == {"seconds", "peak_memory"}

@@ -1,0 +1,95 @@
+"""Blocks of rows out of shards: whole, bounded, and tidy when nobody wants more."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import npy, random_images, rows_of, write_shards, write_tar
+
+from tilecov.pipeline.ahead import ahead
+from tilecov.pipeline.errors import SampleError
+from tilecov.pipeline.reading import BlockReader, Reading
+from tilecov.pipeline.rows import RowSpec
+from tilecov.storage.listing import Shard, list_shards
+
+
+def spec(**fields: Any) -> RowSpec:
+    return RowSpec(
+        **{"channels": 3, "resolution": 4, "image_keys": ("png", "npy"), "kind": "uint8", "max_sample": 2**20, **fields}
+    )
+
+
+def shards_of(paths: list[Path]) -> list[Shard]:
+    return list_shards([str(path) for path in paths])
+
+
+@pytest.mark.parametrize("block_rows", [1, 3, 64, 1000])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_all_rows_arrive_once(tmp_path: Path, block_rows: int, threads: int) -> None:
+    images = random_images(100, 4)
+    reader = BlockReader(shards_of(write_shards(tmp_path, images, 3)), Reading(spec(), block_rows, threads, skip=False))
+    blocks = [block.copy() for block, _ in reader]
+    assert all(len(block) == block_rows for block in blocks[:-1])
+    found = np.concatenate(blocks)
+    assert np.array_equal(found, rows_of(images))
+    assert sum(tally.used for tally in reader.tallies) == 100
+
+
+def test_bad_samples_leave_no_hole(tmp_path: Path) -> None:
+    good = [(f"{i:02d}.npy", npy(np.full(48, i + 1, np.uint8))) for i in range(20)]
+    bad = [(f"{i:02d}x.npy", b"damaged") for i in range(20)]
+    files = [file for pair in zip(good, bad, strict=True) for file in pair]
+    shard = write_tar(tmp_path / "a.tar", [*bad[:3], *files[6:], *good[:3]])
+    reader = BlockReader(shards_of([shard]), Reading(spec(), 7, 2, skip=True))
+    rows = np.concatenate([block.copy() for block, _ in reader])
+    assert sorted(rows[:, 0]) == list(range(1, 21))
+    assert (rows == rows[:, :1]).all()
+    (tally,) = reader.tallies
+    assert (tally.samples, tally.used, len(tally.skipped)) == (40, 20, 20)
+
+
+def test_an_error_is_raised_where_the_blocks_are_used(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "a.tar", [("a.npy", npy(np.zeros(48, np.uint8))), ("b.npy", b"damaged")])
+    with pytest.raises(SampleError, match="'b'"):
+        list(BlockReader(shards_of([shard]), Reading(spec(), 8, 2, skip=False)))
+
+
+def test_no_thread_is_left_when_reading_stops_early(tmp_path: Path) -> None:
+    before = threading.active_count()
+    images = random_images(200, 4)
+    reader = iter(BlockReader(shards_of(write_shards(tmp_path, images, 3)), Reading(spec(), 8, 2, skip=False)))
+    next(reader)
+    reader.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+def test_ahead_yields_everything_in_order_and_stops() -> None:
+    before = threading.active_count()
+    assert list(ahead(range(100))) == list(range(100))
+    few = ahead(iter(range(100)))
+    assert [next(few), next(few)] == [0, 1]
+    few.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+def test_ahead_makes_no_more_than_one_item_ahead() -> None:
+    made = []
+
+    def items() -> Any:
+        for index in range(10):
+            made.append(index)
+            yield index
+
+    for index in ahead(items()):
+        assert max(made) <= index + 1
+
+
+def test_ahead_raises_what_making_an_item_raised() -> None:
+    def items() -> Any:
+        yield 1
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        list(ahead(items()))

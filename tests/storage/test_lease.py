@@ -1,0 +1,69 @@
+"""A lease: one owner at a time, a dead one forgotten."""
+
+import json
+import os
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tilecov.storage.lease import NAME, LeaseHeldError, lease
+from tilecov.storage.objects import Folder
+
+
+def write(folder: Path, **fields: object) -> None:
+    held = {"id": "other", "host": socket.gethostname(), "pid": os.getpid(), "until": time.time() + 60, **fields}
+    folder.mkdir(exist_ok=True)
+    (folder / NAME).write_text(json.dumps(held))
+
+
+def test_it_is_held_and_given_back(tmp_path: Path) -> None:
+    with lease(Folder(str(tmp_path))):
+        assert (tmp_path / NAME).exists()
+        with pytest.raises(LeaseHeldError, match=str(os.getpid())), lease(Folder(str(tmp_path))):
+            pass
+        assert (tmp_path / NAME).exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_owner_on_another_machine_blocks_until_its_time_is_over(tmp_path: Path) -> None:
+    write(tmp_path, host="elsewhere")
+    with pytest.raises(LeaseHeldError, match="elsewhere"), lease(Folder(str(tmp_path))):
+        pass
+    write(tmp_path, host="elsewhere", until=time.time() - 1)
+    with lease(Folder(str(tmp_path))):
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+
+
+def test_a_dead_process_of_this_machine_does_not_block(tmp_path: Path) -> None:
+    write(tmp_path, pid=2**22 + 1)  # above the largest process id
+    with lease(Folder(str(tmp_path))):
+        pass
+
+
+def test_a_damaged_lease_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text("{")
+    with lease(Folder(str(tmp_path))):
+        pass
+
+
+def test_it_is_renewed(tmp_path: Path) -> None:
+    with lease(Folder(str(tmp_path)), lifetime=5, renewal=0.02):
+        first = json.loads((tmp_path / NAME).read_text())["until"]
+        time.sleep(0.3)
+        assert json.loads((tmp_path / NAME).read_text())["until"] > first
+
+
+def test_one_of_many_wins(tmp_path: Path) -> None:
+    def work(_: int) -> bool:
+        try:
+            with lease(Folder(str(tmp_path))):
+                time.sleep(0.3)
+        except LeaseHeldError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(work, range(8))) == 1
