@@ -18,6 +18,7 @@ from .job import Job
 from .momentstore import MomentsStore, Source, Whole, uint8_origin
 from .observer import Observer
 from .plan import Plan
+from .reading import PictureBudget
 from .rows import RowSpec
 from .tasks import Task, TilesTask, UnitTask
 
@@ -141,6 +142,7 @@ class Context:
                 threads=self.plan.decode_threads,
                 skip=self.job.on_error == "skip",
                 max_groups=self.job.max_groups if self.job.group_by else 1,
+                pictures=PictureBudget(self.plan.usual_pixels, self.plan.large_pixels),
             )
             for name, unit in zip(self.unit_names, self.plan.units, strict=True)
         ]

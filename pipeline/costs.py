@@ -125,8 +125,12 @@ class Costs:
 
     def decoding(self) -> int:
         """Bytes of the decoders: encoded samples and the pictures being decoded."""
-        picture = DECODE_BYTES * max(self.facts.pixels, self.job.resolution**2)
-        return self.threads * (TRANSFER + 2 * self.facts.encoded + picture)
+        return self.threads * (TRANSFER + 2 * self.facts.encoded + DECODE_BYTES * self.usual_pixels)
+
+    @property
+    def usual_pixels(self) -> int:
+        """Pixels of a picture that every decode thread may hold."""
+        return max(self.facts.pixels, self.job.resolution**2)
 
     def centred(self, rows: int, columns: int) -> int:
         """Bytes of a block of rows made ready for the products: float32, float64 on the way where rows are floats."""

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .costs import CERTIFICATE_BYTES, Costs, StagePlan, tile_of, tiles_of, upper_entries
+from .costs import CERTIFICATE_BYTES, DECODE_BYTES, Costs, StagePlan, tile_of, tiles_of, upper_entries
 from .errors import DoesNotFitError
 from .job import Job
 from .machine import DEFAULT_SHARE, Machine, measure
@@ -44,6 +44,8 @@ class Plan:
         Staged: ranges of tile rows and tile columns that one task sums.
     wide : bool
         Staged: whether tiles are summed in int64.
+    usual_pixels, large_pixels : int
+        Pixels of a picture that every decode thread may hold; of one larger picture on top, by the memory left.
     method, precision, reason : str
         Of the decomposition; why, in one line.
     memory : int
@@ -59,6 +61,8 @@ class Plan:
     units: tuple[Span, ...]
     tile_groups: tuple[tuple[Span, Span], ...]
     wide: bool
+    usual_pixels: int
+    large_pixels: int
     method: str
     precision: str
     reason: str
@@ -168,6 +172,7 @@ class _Choice:
                 raise self._refusal(f"the stage '{stage.name}' needs", stage.memory)
         return Plan(
             job.size, tile_of(job.size), strategy, block, costs.threads, units, groups, costs.wide,
+            costs.usual_pixels, max(0, self.allowed - stages[0].memory) // DECODE_BYTES,
             method, precision, reason, self.allowed, tuple(stages),
         )  # fmt: skip
 

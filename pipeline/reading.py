@@ -15,9 +15,12 @@ from tilecov.storage.listing import Shard
 from tilecov.storage.streams import open_shard
 from tilecov.storage.tar import TarError
 
-from .errors import SampleError, ShardError
+from .costs import DECODE_BYTES
+from .errors import DoesNotFitError, SampleError, ShardError
+from .images import MAX_PIXELS, declared_size
 from .rows import RowSpec
 from .shards import Refused, Sample, Unwanted, samples
+from .sizes import show_size
 
 BATCH_SAMPLES = 32
 """Samples that one decode call takes: enough to make hand-over cheap."""
@@ -60,6 +63,55 @@ class ShardTally:
         return {**self.shard.as_dict(), **counts, "skipped": skipped, "error": self.error}
 
 
+_LARGE = threading.Lock()
+"""Held while a picture larger than the planned ones is decoded: one at a time in a process."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureBudget:
+    """Which pictures the plan kept memory for.
+
+    Parameters
+    ----------
+    usual : int
+        Pixels of a picture that every thread may hold.
+    large : int
+        Pixels of one larger picture on top.
+    """
+
+    usual: int = MAX_PIXELS
+    large: int = MAX_PIXELS
+
+    def decode(self, spec: RowSpec, sample: Sample, row: Block) -> None:
+        """Decode ``sample`` into ``row``.
+
+        Raises
+        ------
+        ValueError
+            Where the sample is damaged or no row.
+        DoesNotFitError
+            Where its picture needs more memory than the plan has left. This says nothing of the data, so it is never
+            skipped.
+        """
+        try:
+            spec.decode(sample, row, self.usual)
+        except ValueError:
+            width, height = (sample.extension != "npy" and declared_size(sample.data)) or (0, 0)
+            if not self.usual < width * height <= MAX_PIXELS:
+                raise
+            if width * height > self.large:
+                needed, left = show_size(DECODE_BYTES * width * height), show_size(DECODE_BYTES * self.large)
+                raise DoesNotFitError(
+                    f"the picture of {sample.key!r}, {width} x {height}, needs {needed} to decode and {left} are left; "
+                    "raise --memory"
+                ) from None
+            with _LARGE:
+                spec.decode(sample, row)
+
+
+ANY_PICTURE = PictureBudget()
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """How shards are read.
@@ -73,6 +125,7 @@ class Reading:
         Decoders.
     skip : bool
         Whether bad samples are counted and left out, or raise.
+    pictures : PictureBudget
     options : mapping
         For fsspec.
     """
@@ -81,6 +134,7 @@ class Reading:
     block_rows: int
     threads: int
     skip: bool
+    pictures: PictureBudget = ANY_PICTURE
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -218,7 +272,7 @@ class _Filling:
         room = len(self.block) - self.rows
         now, rest = batch[:room], batch[room:]
         rows = self.block[self.rows : self.rows + len(now)]
-        work = self._pool.submit(_decode, self._reading.spec, now, rows, self.rows, self.labels)
+        work = self._pool.submit(_decode, self._reading, now, rows, self.rows, self.labels)
         self._pending.append((tally, work))
         tally.used += len(now)
         self.rows += len(now)
@@ -248,15 +302,15 @@ class _Filling:
 
 
 def _decode(
-    spec: RowSpec, batch: list[Sample], rows: Block, first: int, labels: Labels | None
+    reading: Reading, batch: list[Sample], rows: Block, first: int, labels: Labels | None
 ) -> list[tuple[int, str, str]]:
     """Decode a batch into its rows and labels; return (slot, key, reason) of the samples that failed."""
-    failed = []
+    failed, grouping = [], reading.spec.grouping
     for slot, (sample, row) in enumerate(zip(batch, rows, strict=True), first):
         try:
-            if labels is not None and spec.grouping is not None:
-                labels[slot] = spec.grouping.label(sample)
-            spec.decode(sample, row)
+            if labels is not None and grouping is not None:
+                labels[slot] = grouping.label(sample)
+            reading.pictures.decode(reading.spec, sample, row)
         except ValueError as error:
             failed.append((slot, sample.key, str(error)))
     return failed

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from .arrays import npy_row
 from .grouping import Grouping
-from .images import image_row
+from .images import MAX_PIXELS, image_row
 from .job import Job
 from .shards import Sample
 
@@ -56,18 +56,18 @@ class RowSpec:
         """Bytes of a value."""
         return np.dtype(self.kind).itemsize
 
-    def decode(self, sample: Sample, out: npt.NDArray[Any]) -> None:
+    def decode(self, sample: Sample, out: npt.NDArray[Any], max_pixels: int = MAX_PIXELS) -> None:
         """Write the row of ``sample`` into ``out``, (d,).
 
         Raises
         ------
         ValueError
-            With the cause, where the sample is damaged or no row of this kind.
+            With the cause, where the sample is damaged, too large or no row of this kind.
         """
         if sample.extension != "npy":
             if self.kind != "uint8":
                 raise ValueError(f"an image in a dataset of {self.kind} arrays; choose one with --image-key")
-            image_row(sample.data, self.channels, self.resolution, out)
+            image_row(sample.data, self.channels, self.resolution, out, max_pixels=max_pixels)
             return
         row = npy_row(sample.data, array_shapes(self.channels, self.resolution))
         if (row.dtype == np.uint8) != (self.kind == "uint8") or row.itemsize > out.itemsize:

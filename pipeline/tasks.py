@@ -25,7 +25,7 @@ from .errors import TooManyGroupsError
 from .machine import peak_bytes, reset_peak
 from .moments import block_hashes
 from .momentstore import MomentsStore
-from .reading import BlockReader, Reading, ShardTally
+from .reading import ANY_PICTURE, BlockReader, PictureBudget, Reading, ShardTally
 from .rows import RowSpec
 
 Progress = Callable[[int, int], None]
@@ -100,6 +100,8 @@ class UnitTask(Task):
         Whether bad samples are left out.
     max_groups : int
         Sets of moments that memory was kept for.
+    pictures : PictureBudget
+        Pictures that memory was kept for.
     """
 
     shards: tuple[Shard, ...]
@@ -107,10 +109,11 @@ class UnitTask(Task):
     threads: int
     skip: bool
     max_groups: int = 1
+    pictures: PictureBudget = ANY_PICTURE
 
     def reader(self, progress: Progress | None) -> BlockReader:
         """Return the blocks of this unit."""
-        reading = Reading(self.spec, self.block_rows, self.threads, self.skip, self.options)
+        reading = Reading(self.spec, self.block_rows, self.threads, self.skip, self.pictures, self.options)
         return BlockReader(self.shards, reading, None if progress is None else lambda shards: progress(shards, 0))
 
 

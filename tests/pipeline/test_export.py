@@ -119,7 +119,10 @@ def test_a_single_changed_entry_is_seen(tmp_path: Path, place: tuple[int, int], 
         assert 1e-3 / 60**0.5 / 10 < found < 1e-3 / 60**0.5 * 10
 
 
-@pytest.mark.parametrize("wrong", ["not transposed", "one sign", "columns swapped", "a slab of zeros", "not a number"])
+WRONG = ["not transposed", "one sign", "columns swapped", "two entries swapped", "a slab of zeros", "not a number"]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_transpose_is_seen(tmp_path: Path, wrong: str) -> None:
     U = orthonormal(40, 40)
     Vh = U.T.copy()
@@ -129,6 +132,8 @@ def test_a_wrong_transpose_is_seen(tmp_path: Path, wrong: str) -> None:
         Vh[13] *= -1
     elif wrong == "columns swapped":
         Vh[[3, 4]] = Vh[[4, 3]]
+    elif wrong == "two entries swapped":
+        Vh[5, [0, 9]] = Vh[5, [9, 0]]
     elif wrong == "a slab of zeros":
         Vh[8:16] = 0
     else:

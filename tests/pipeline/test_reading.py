@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import npy, random_images, rows_of, write_shards, write_tar
+from conftest import npy, png, random_images, rows_of, write_shards, write_tar
 
 from tilecov.pipeline.ahead import ahead
-from tilecov.pipeline.errors import SampleError
-from tilecov.pipeline.reading import BlockReader, Reading
+from tilecov.pipeline.errors import DoesNotFitError, SampleError
+from tilecov.pipeline.reading import BlockReader, PictureBudget, Reading
 from tilecov.pipeline.rows import RowSpec
 from tilecov.storage.listing import Shard, list_shards
 
@@ -54,6 +54,19 @@ def test_an_error_is_raised_where_the_blocks_are_used(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "a.tar", [("a.npy", npy(np.zeros(48, np.uint8))), ("b.npy", b"damaged")])
     with pytest.raises(SampleError, match="'b'"):
         list(BlockReader(shards_of([shard]), Reading(spec(), 8, 2, skip=False)))
+
+
+def test_larger_pictures_are_decoded_one_at_a_time_or_refused(tmp_path: Path) -> None:
+    files = [(f"{i}.png", png(image)) for i, image in enumerate(random_images(8, 4))]
+    files += [(f"large{i}.png", png(image)) for i, image in enumerate(random_images(3, 20))]
+    shard = write_tar(tmp_path / "a.tar", files)
+    usual = {"spec": spec(), "block_rows": 4, "threads": 4, "skip": True}
+    rows = [
+        len(block) for block, _ in BlockReader(shards_of([shard]), Reading(**usual, pictures=PictureBudget(16, 400)))
+    ]
+    assert sum(rows) == 11
+    with pytest.raises(DoesNotFitError, match=r"20 x 20.*raise --memory"):
+        list(BlockReader(shards_of([shard]), Reading(**usual, pictures=PictureBudget(16, 399))))
 
 
 def test_no_thread_is_left_when_reading_stops_early(tmp_path: Path) -> None:
