@@ -9,12 +9,10 @@ import torch
 
 from tilecov.storage.tiling import Tiling
 
-from .device import EXACT_SUM, ROWS_ALWAYS_EXACT, Kernel
+from .device import EXACT_SUM, INT32_ROWS, ROWS_ALWAYS_EXACT, Kernel
 
 ORIGIN = 128
 """What is subtracted from every uint8 value, so that products fit 2**14."""
-INT32_ROWS = 131_071
-"""Rows whose products of values in [-128, 127] sum to less than 2**31."""
 UNBOUNDED = 1 << 62
 _STEP = 256  # rows between two places where a block may be cut
 
@@ -76,8 +74,8 @@ class IntegerAccumulator:
             Where the rows would pass what int32 keeps exact; take the tiles first.
         """
         rows = len(panels[self._columns[0]])
-        if rows > self.room():
-            raise OverflowError(f"{rows} rows on top of {self.count} pass the {INT32_ROWS} that int32 tiles keep exact")
+        if rows > min(self.room(), INT32_ROWS):
+            raise OverflowError(f"{rows} rows on top of {self.count} pass the {INT32_ROWS} that int32 keeps exact")
         centred = {j: self._centre(panels[j]) for j in self._columns}
         for j, panel in centred.items():
             self._sums[j] += panel.sum(dim=0, dtype=torch.int64 if panel.dtype == torch.int8 else None).to(torch.int64)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -9,6 +10,9 @@ ROWS_ALWAYS_EXACT = 1024
 """Rows whose products of values in [-128, 127] sum to at most 2**24: 1,024 * 2**14."""
 EXACT_SUM = 1 << 24
 """The largest sum that float32 keeps exact whatever the order of additions."""
+
+INT32_ROWS = 131_071
+"""Rows whose products of values in [-128, 127] sum to less than 2**31."""
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -55,6 +59,8 @@ def choose_device(wanted: str) -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"device {wanted!r} is unknown; choose auto, cpu, cuda or cuda:0") from error
     found = torch.cuda.device_count()
+    if device.type not in {"cpu", "cuda"}:
+        raise ValueError(f"device {wanted!r} is not supported; choose auto, cpu, cuda or cuda:0")
     if device.type == "cuda" and (device.index or 0) >= found:
         raise ValueError(f"device {wanted!r} was asked for and this machine has {found} CUDA devices; try --device cpu")
     return device
@@ -68,8 +74,8 @@ def choose_kernel(device: torch.device) -> Kernel:
     InexactDeviceError
         Where none does.
     """
-    torch.backends.cuda.matmul.allow_tf32 = False  # TF32 keeps 10 bits of each factor: not exact
-    torch.backends.cudnn.allow_tf32 = False
+    # Products in TF32 or bfloat16 may keep their sums short too, which the proof would refuse.
+    torch.set_float32_matmul_precision("highest")
     kernels = [Kernel("float32", device, torch.float32, _float32_product, grouped=True)]
     if device.type == "cuda":
         kernels.insert(0, Kernel("int8", device, torch.int8, int8_product, grouped=False))
@@ -77,6 +83,12 @@ def choose_kernel(device: torch.device) -> Kernel:
         if is_exact(kernel):
             return kernel
     raise InexactDeviceError(f"matrix products on {device} are not exact; use --device cpu")
+
+
+@cache
+def kernel_of(device: str) -> Kernel:
+    """Return the proven kernel of the device of this name; the proof runs once a process."""
+    return choose_kernel(choose_device(device))
 
 
 def is_exact(kernel: Kernel, width: int = 256) -> bool:
@@ -91,12 +103,18 @@ def is_exact(kernel: Kernel, width: int = 256) -> bool:
     odd = torch.randint(-128, 128, shape, generator=generator)
     large = torch.randint(120, 128, shape, generator=generator)
     large[:, ::2] *= -1
-    for block in (extremes, odd, large):
+    blocks = [extremes, odd, large]
+    if not kernel.grouped:  # its blocks may be as tall as an int32 tile holds
+        tall = torch.full((INT32_ROWS, 16), -128)
+        tall[-1, 1::2] = 1
+        blocks.append(tall)
+    for block in blocks:
         try:
             found = kernel.product(*(block.to(kernel.device, kernel.dtype) for _ in range(2))).cpu()
         except (RuntimeError, NotImplementedError):  # no int8 units on this device
             return False
-        if not torch.equal(found.to(torch.int64), block.T @ block):
+        exact = block.to(torch.float64).T @ block.to(torch.float64)  # integers far below 2**53
+        if not torch.equal(found.to(torch.float64), exact):
             return False
     return True
 

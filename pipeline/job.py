@@ -37,7 +37,7 @@ class Job(BaseModel):
     credentials: it is never shown and never stored.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     shards: tuple[str, ...] = Field(min_length=1, description="paths, globs, fsspec URLs and brace ranges")
     resolution: int = Field(ge=1, le=4096, description="images are resized to resolution x resolution")
@@ -59,7 +59,7 @@ class Job(BaseModel):
     )
 
     device: str = "auto"
-    memory: Annotated[int, BeforeValidator(parse_size)] | None = Field(
+    memory: Annotated[int, BeforeValidator(parse_size), Field(gt=0)] | None = Field(
         None, description="bytes, ceiling of each process"
     )
     workers: int = Field(1, ge=1)

@@ -13,7 +13,7 @@ from tilecov.storage.tiling import Tiling
 
 from .accumulate import ORIGIN, IntegerAccumulator, Pair, panels_of
 from .covariance import covariance_tile, mean_vector
-from .device import Kernel, choose_kernel
+from .device import Kernel, kernel_of
 
 DIGEST_BLOCK = 256
 """Columns of a digest block. Tiles are multiples of it, so that the digest does not depend on the tile."""
@@ -59,7 +59,7 @@ class Moments:
         """Return these moments with ``rows``, (n, d) uint8, added."""
         if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != self.tiling.size:
             raise ValueError(f"rows are {rows.dtype} {rows.shape}; uint8 (n, {self.tiling.size}) is needed")
-        accumulator = IntegerAccumulator(self.tiling, self.tiling.upper(), kernel or choose_kernel(torch.device("cpu")))
+        accumulator = IntegerAccumulator(self.tiling, self.tiling.upper(), kernel or kernel_of("cpu"))
         moments = self
         block = 4096
         for start in range(0, len(rows), block):

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from tilecov.storage.tiling import Tiling
 
 from .accumulate import ORIGIN, Accumulator, FloatAccumulator, IntegerAccumulator, Pair, panels_of
 from .ahead import ahead
-from .device import Kernel, choose_device, choose_kernel
+from .device import choose_device, kernel_of
 from .errors import TooManyGroupsError
 from .machine import peak_bytes, reset_peak
 from .moments import block_hashes
@@ -141,12 +140,6 @@ class TilesTask(Task):
     def pairs(self) -> Iterator[Pair]:
         """Yield the upper tiles of the group."""
         return ((i, j) for i in range(*self.left) for j in range(*self.right) if i <= j)
-
-
-@cache
-def kernel_of(device: str) -> Kernel:
-    """Return the device's proven kernel; the proof runs once a process."""
-    return choose_kernel(choose_device(device))
 
 
 def read_unit(task: UnitTask, progress: Progress | None = None) -> Record:

@@ -58,6 +58,7 @@ def compute_wiener_filter(
     """
     size = n_channels * resolution**2
     where, tiling = torch.device(device), Tiling(size, min(size, 1024))
+    torch.set_float32_matmul_precision("highest")  # TF32 would keep three digits
     accumulator: FloatAccumulator | None = None
     origin = torch.zeros(size, dtype=torch.float64)
     for block in _blocks(dataloader, size):
@@ -84,7 +85,7 @@ def _blocks(dataloader: Iterable[Batch], size: int) -> Iterator[torch.Tensor]:
     waiting: list[torch.Tensor] = []
     shape: torch.Size | None = None
     for batch in dataloader:
-        images = batch if isinstance(batch, torch.Tensor) else batch[0]
+        images = torch.as_tensor(batch[0] if isinstance(batch, tuple | list) else batch)
         if shape is not None and images.shape[1:] != shape:
             raise ValueError(f"batches disagree: images of {tuple(shape)} before, of {tuple(images.shape[1:])} now")
         shape = images.shape[1:]
@@ -92,7 +93,7 @@ def _blocks(dataloader: Iterable[Batch], size: int) -> Iterator[torch.Tensor]:
             raise ValueError(
                 f"images of {tuple(shape)} have {shape.numel()} values; resolution and n_channels say {size}"
             )
-        waiting.append(images.flatten(start_dim=1))
+        waiting.append(images.detach().flatten(start_dim=1).clone())  # a loader may fill one buffer again and again
         if sum(map(len, waiting)) >= _BLOCK:
             yield torch.cat(waiting)
             waiting = []
@@ -182,16 +183,18 @@ class WienerFilter:
         ValueError
             Where the images have another size than the filter, or ``alpha_bar`` is no signal level.
         """
-        rows = self._rows(x_t)
+        rows = self._rows(x_t).to(self.LA.dtype)
         a = torch.as_tensor(alpha_bar, dtype=self.LA.dtype, device=self.LA.device)
+        if a.ndim and a.shape != rows.shape[: a.ndim]:
+            raise ValueError(f"alpha_bar of {tuple(a.shape)} does not go with images of {tuple(x_t.shape)}")
         centred = rows / a.sqrt()[..., None] - self.mean
         estimate = self.mean + (self.shrink(a) * (centred @ self.Vh.T)) @ self.U.T
-        return estimate.reshape(x_t.shape)
+        return estimate.reshape(x_t.shape).to(x_t.dtype)
 
     def _rows(self, x_t: torch.Tensor) -> torch.Tensor:
         size = len(self.mean)
-        if x_t.ndim and x_t.shape[-1] == size:
-            return x_t
         if x_t.ndim >= 3 and x_t.shape[-3:].numel() == size:
             return x_t.flatten(start_dim=-3)
+        if x_t.ndim and x_t.shape[-1] == size:
+            return x_t
         raise ValueError(f"images of {tuple(x_t.shape)} do not fit a filter of {size} values")

@@ -7,6 +7,7 @@ raw values ``data/0``. It loads with ``torch.load(path, weights_only=True)`` and
 import hashlib
 import io
 import pickle
+import posixpath
 import struct
 import zipfile
 from collections import OrderedDict
@@ -37,10 +38,12 @@ class _Tensor:
 
     shape: tuple[int, ...]
 
+    def strides(self) -> tuple[int, ...]:
+        return tuple(int(np.prod(self.shape[axis + 1 :], dtype=np.int64)) for axis in range(len(self.shape)))
+
     def __reduce__(self) -> tuple[Any, ...]:
-        strides = tuple(int(np.prod(self.shape[axis + 1 :], dtype=np.int64)) for axis in range(len(self.shape)))
         hooks: OrderedDict[str, Any] = OrderedDict()
-        return torch._utils._rebuild_tensor_v2, (_Values(), 0, self.shape, strides, False, hooks)  # noqa: SLF001  (the name that weights_only loading allows)
+        return torch._utils._rebuild_tensor_v2, (_Values(), 0, self.shape, self.strides(), False, hooks)  # noqa: SLF001  (the name that weights_only loading allows)
 
 
 class _Pickler(pickle.Pickler):
@@ -90,7 +93,7 @@ def write_tensor(folder: Folder, name: str, shape: tuple[int, ...], slabs: Itera
         Where the slabs do not add up to the shape.
     """
     count = int(np.prod(shape, dtype=np.int64))
-    stem = name.removesuffix(".pt")
+    stem = _stem(name)
     with folder.writing(name) as raw:
         sink = _Hashing(raw)
         with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
@@ -99,7 +102,7 @@ def write_tensor(folder: Folder, name: str, shape: tuple[int, ...], slabs: Itera
             archive.writestr(_info(f"{stem}/data.pkl"), pickled.getvalue())
             archive.writestr(_info(f"{stem}/byteorder"), b"little")
             info = _info(f"{stem}/data/0")
-            info.extra = _padding(sink.size + _LOCAL_HEADER + len(info.filename) + _ZIP64_EXTRA)
+            info.extra = _padding(sink.size + _LOCAL_HEADER + len(info.filename.encode()) + _ZIP64_EXTRA)
             with archive.open(info, "w", force_zip64=True) as member:
                 written = sum(member.write(_bytes(slab)) for slab in slabs) // 4
             archive.writestr(_info(f"{stem}/version"), b"3\n")
@@ -145,15 +148,12 @@ class TensorFile:
         """Open a tensor file that ``write_tensor`` wrote; FileNotFoundError or ValueError where it is none."""
         with folder.open(name) as stream:
             try:
-                archive = zipfile.ZipFile(stream)
-                stem = name.removesuffix(".pt")
-                skeleton = _Unpickler(io.BytesIO(archive.read(f"{stem}/data.pkl"))).load()
-                info = archive.getinfo(f"{stem}/data/0")
-            except (zipfile.BadZipFile, KeyError, pickle.UnpicklingError) as error:
-                raise ValueError(f"{folder.path(name)} is not a tensor file of tilecov ({error})") from error
-            stream.seek(info.header_offset + _LOCAL_HEADER - 4)
-            name_length, extra_length = struct.unpack("<HH", stream.read(4))
-        return cls(folder, name, skeleton.shape, info.header_offset + _LOCAL_HEADER + name_length + extra_length)
+                shape, info = _skeleton(stream, _stem(name))
+                stream.seek(info.header_offset + _LOCAL_HEADER - 4)
+                name_length, extra_length = struct.unpack("<HH", stream.read(4))
+            except Exception as error:  # damaged zips and pickles raise a dozen kinds
+                raise ValueError(f"{folder.path(name)} is not a tensor file of tilecov ({error!r})") from error
+        return cls(folder, name, shape, info.header_offset + _LOCAL_HEADER + name_length + extra_length)
 
     def rows(self, step: int) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
         """Yield ``step`` rows at a time as (their range, float32 values)."""
@@ -178,6 +178,23 @@ class TensorFile:
             return digest.hexdigest()
 
 
+def _stem(name: str) -> str:
+    """Return the folder inside the zip: the file's name, as torch.save has it."""
+    return posixpath.basename(name).removesuffix(".pt")
+
+
+def _skeleton(stream: BinaryIO, stem: str) -> tuple[tuple[int, ...], zipfile.ZipInfo]:
+    """Return the shape of the tensor in a file, and where its values are; any exception where it is none."""
+    archive = zipfile.ZipFile(stream)
+    tensor = _Unpickler(io.BytesIO(archive.read(f"{stem}/data.pkl"))).load()
+    info = archive.getinfo(f"{stem}/data/0")
+    if not isinstance(tensor, _Tensor) or info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError("it holds no plain float32 tensor")
+    if info.file_size != 4 * int(np.prod(tensor.shape, dtype=object)):
+        raise ValueError(f"its {info.file_size} bytes of values are not those of {tensor.shape}")
+    return tensor.shape, info
+
+
 class _Unpickler(pickle.Unpickler):
     """Reads a tensor's shape; knows no other class, so a hostile file can call nothing."""
 
@@ -191,5 +208,13 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is not part of a float32 tensor")
 
 
-def _rebuild(_values: Any, _offset: int, shape: tuple[int, ...], *_rest: Any) -> _Tensor:
-    return _Tensor(tuple(shape))
+def _rebuild(_values: Any, offset: int, shape: Any, strides: Any, *_rest: Any) -> _Tensor:
+    """Return the tensor's shape; ValueError where its values are not all there in C order."""
+    if not all(isinstance(length, int) and length >= 0 for length in shape):
+        raise ValueError(f"{shape} is no shape")
+    tensor = _Tensor(tuple(shape))
+    moves = [(length, stride) for length, stride in zip(shape, strides, strict=True) if length != 1]
+    plain = [(length, stride) for length, stride in zip(shape, tensor.strides(), strict=True) if length != 1]
+    if offset or (moves != plain and 0 not in shape):
+        raise ValueError(f"values with strides {strides} from {offset} on are a view, not a whole tensor")
+    return tensor

@@ -1,18 +1,22 @@
 """Which shards there are: URLs, sizes and version tags, listed with few requests."""
 
 import posixpath
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, cast
 
 import fsspec
+from fsspec.utils import glob_translate
 
 from .objects import absolute
 from .retries import retry
 
 _MAGIC = "*?["
-_TAGS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
+_ETAGS = ("ETag", "etag")
+_TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
 _LIST_FROM = 16  # as many shards in one folder are listed at once instead of asked for one by one
 
 
@@ -58,38 +62,53 @@ def list_shards(urls: Sequence[str], options: Mapping[str, Any] | None = None) -
     shards = list(_find_all([absolute(url) for url in urls], dict(options or {})))
     twice = [url for url, count in Counter(shard.url for shard in shards).items() if count > 1]
     if twice:
-        raise ValueError(f"{twice[0]} is named {len(twice)} times or more; name each shard once")
+        times = sum(shard.url == twice[0] for shard in shards)
+        raise ValueError(f"{twice[0]} is named {times} times; name each shard once")
     return shards
 
 
 def _find_all(urls: Sequence[str], options: dict[str, Any]) -> Iterator[Shard]:
     crowded = Counter(posixpath.dirname(url) for url in urls if not _is_glob(url))
-    listed: dict[str, dict[str, Shard]] = {}
+    listed: dict[str, dict[str, Any]] = {}
     for url in urls:
         parent = posixpath.dirname(url)
-        if not _is_glob(url) and crowded[parent] >= _LIST_FROM:
-            if parent not in listed:
-                listed[parent] = {shard.url: shard for shard in _folder(parent, options)}
-            if url not in listed[parent]:
-                raise FileNotFoundError(f"no shard at {url}; check the URL and the range in braces")
-            yield listed[parent][url]
-        else:
+        if _is_glob(url) or crowded[parent] < _LIST_FROM:
             yield from _find(url, options)
+            continue
+        fs, path = fsspec.core.url_to_fs(url, **options)
+        if parent not in listed:
+            listed[parent] = _listing(parent, options)
+        info = listed[parent].get(path)
+        # What the listing does not have is asked for by itself: it may be a folder, or the store lists nothing.
+        yield from [_shard(fs, info)] if info is not None else _find(url, options)
+
+
+def _listing(url: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the files in a folder by path; none where the store does not list it."""
+    fs, path = fsspec.core.url_to_fs(url, **options)
+    try:
+        infos = retry(lambda: fs.ls(path, detail=True))
+    except (FileNotFoundError, NotADirectoryError, NotImplementedError):
+        return {}
+    return {str(info["name"]): info for info in infos if _is_plain(info)}
+
+
+def _is_plain(info: Mapping[str, Any]) -> bool:
+    return info["type"] == "file" and not info.get("islink")
 
 
 def _find(url: str, options: dict[str, Any]) -> Iterator[Shard]:
     fs, path = fsspec.core.url_to_fs(url, **options)
     if _is_glob(url):
-        found = retry(lambda: fs.glob(path, detail=True))
-        infos = [found[name] for name in sorted(found) if found[name]["type"] == "file"]
+        infos = _files(fs, sorted(_glob(fs, path), key=lambda info: str(info["name"])))
         if not infos:
             raise FileNotFoundError(f"no shard matches {url}; check the pattern")
         yield from (_shard(fs, info) for info in infos)
         return
     try:
         info = retry(lambda: fs.info(path))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no shard at {url}; check the URL") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"no shard at {url}; check the URL, and the range if it had braces") from None
     if info["type"] != "directory":
         yield _shard(fs, info)
         return
@@ -99,15 +118,56 @@ def _find(url: str, options: dict[str, Any]) -> Iterator[Shard]:
     yield from inside
 
 
+def _glob(fs: Any, path: str) -> list[Mapping[str, Any]]:
+    """Return what matches ``path``.
+
+    fsspec's own glob passes over what a store refuses to list for a moment, so that shards would be missing without a
+    word; a pattern in the last part of the path, which is nearly every one, is matched here.
+    """
+    parent, last = posixpath.split(path)
+    if _is_glob(parent) or "**" in last:
+        return list(retry(lambda: fs.glob(path, detail=True)).values())
+    wanted = re.compile(glob_translate(path))
+    try:
+        infos = retry(lambda: fs.ls(parent or fs.root_marker, detail=True))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [info for info in infos if wanted.match(str(info["name"]))]
+
+
 def _folder(url: str, options: dict[str, Any]) -> list[Shard]:
     fs, path = fsspec.core.url_to_fs(url, **options)
-    infos = [info for info in retry(lambda: fs.ls(path, detail=True)) if info["type"] == "file"]
+    infos = _files(fs, retry(lambda: fs.ls(path, detail=True)))
     return [_shard(fs, info) for info in sorted(infos, key=lambda info: str(info["name"]))]
 
 
+def _files(fs: Any, infos: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the files among what was listed, links followed."""
+    followed = (info if _is_plain(info) or info["type"] == "directory" else _follow(fs, info) for info in infos)
+    return [info for info in followed if info is not None and info["type"] == "file"]
+
+
+def _follow(fs: Any, info: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    try:
+        return cast("Mapping[str, Any]", fs.info(info["name"]))
+    except FileNotFoundError:  # a link to nothing
+        return None
+
+
 def _shard(fs: Any, info: Mapping[str, Any]) -> Shard:
-    tag = next((str(info[name]).strip('"') for name in _TAGS if info.get(name)), "")
+    tag = next((str(info[name]).strip('"') for name in _ETAGS if info.get(name)), None)
+    tag = tag or next((_time(info[name]) for name in _TIMES if info.get(name)), "")
     return Shard(absolute(fs.unstrip_protocol(info["name"])), int(info["size"] or 0), tag)
+
+
+def _time(value: Any) -> str:
+    """Return a time in seconds; stores give it as a number, a datetime or text, some of them now this and now that."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            return value
+    return str(value.timestamp()) if isinstance(value, datetime) else str(value)
 
 
 def _is_glob(url: str) -> bool:

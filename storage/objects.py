@@ -1,6 +1,7 @@
 """Folders and files on any fsspec URL: read, list, and write all at once or not at all."""
 
 import contextlib
+import glob
 import os
 import posixpath
 import uuid
@@ -16,12 +17,15 @@ from fsspec.implementations.local import LocalFileSystem
 from .resuming import ResumingStream
 from .retries import retry
 
+_SHOWS_UNFINISHED = {"memory", "sftp", "ssh", "ftp", "smb"}
+"""Protocols where a file can be seen while it is written; object stores show it when its upload is complete."""
+
 
 def absolute(url: str) -> str:
     """Return ``url`` with a local path made absolute, so that it means the same from every working directory."""
     if "://" in url and not url.startswith("file://"):
         return url
-    return str(Path(url.removeprefix("file://")).expanduser().absolute())
+    return os.path.abspath(Path(url.removeprefix("file://")).expanduser())  # noqa: PTH100  (takes '..' out, follows no link)
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,22 @@ class Folder:
         """Return the path of ``name`` as the folder's file system writes it."""
         return posixpath.join(self._where[1], name) if name else self._where[1]
 
+    def _literal(self, name: str) -> str:
+        """Return a path that fsspec's rm, which expands patterns except on local files, takes for itself."""
+        path = self.path(name)
+        return glob.escape(path) if glob.has_magic(path) and not self.is_local else path
+
     def folder(self, name: str) -> "Folder":
         """Return the folder ``name`` inside this one."""
-        return Folder(posixpath.join(self.url.rstrip("/"), name), self.options)
+        return Folder(posixpath.join(self.url.rstrip("/") or "/", name), self.options)
 
     def exists(self, name: str) -> bool:
         """Return whether there is a file or folder ``name``."""
-        return bool(retry(lambda: self.fs.exists(self.path(name))))
+        try:
+            retry(lambda: self.fs.info(self.path(name)))  # fsspec's exists() calls a busy store's file missing
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def read(self, name: str) -> bytes:
         """Return the bytes of file ``name``; FileNotFoundError where there is none."""
@@ -93,6 +106,10 @@ class Folder:
         Local files are written beside their place, flushed to the disk and renamed; object stores show an object only
         when its upload is complete.
         """
+        if _protocols(self.fs) & _SHOWS_UNFINISHED:
+            with self._writing_beside(name) as stream:
+                yield stream
+            return
         if not self.is_local:
             stream = retry(lambda: self.fs.open(self.path(name), "wb"))
             try:
@@ -114,6 +131,18 @@ class Folder:
             _sync(target.parent)
         finally:
             beside.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _writing_beside(self, name: str) -> Iterator[BinaryIO]:
+        """Write under another name and move, on servers that show a file while it is written."""
+        beside = self.path(f"{posixpath.dirname(name)}/.{posixpath.basename(name)}.{uuid.uuid4().hex}.tmp".lstrip("/"))
+        try:
+            with retry(lambda: self.fs.open(beside, "wb")) as stream:
+                yield stream
+            retry(lambda: self.fs.mv(beside, self.path(name)))
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.rm_file(beside)
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Write file ``name`` all at once: a reader sees the old bytes or the new ones."""
@@ -138,11 +167,11 @@ class Folder:
         target = Path(self.path(name))
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        beside.write_bytes(data)
         try:
+            beside.write_bytes(data)
             os.link(beside, target)  # a link, unlike a rename, fails where the name is taken
         finally:
-            beside.unlink()
+            beside.unlink(missing_ok=True)
 
     def sync(self) -> None:
         """Make all files of a local folder survive a power cut; object stores have done so already."""
@@ -165,7 +194,11 @@ class Folder:
     def remove(self, name: str = "") -> None:
         """Remove file or folder ``name`` with all in it; nothing happens where there is none."""
         with contextlib.suppress(FileNotFoundError):
-            retry(lambda: self.fs.rm(self.path(name), recursive=True))
+            retry(lambda: self.fs.rm(self._literal(name), recursive=True))
+
+
+def _protocols(fs: Any) -> set[str]:
+    return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
 
 
 def _abandon(stream: Any) -> None:

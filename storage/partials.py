@@ -30,7 +30,7 @@ class Partial:
 
     def write(self, name: str, values: Array) -> dict[str, Any]:
         """Write an array; return what ``read`` needs to find it again."""
-        data = np.ascontiguousarray(values).data.cast("B")
+        data = np.ascontiguousarray(values).data.cast("B") if values.size else memoryview(b"")
         self.folder.write(name, data)
         return {"name": name, "shape": list(values.shape), "dtype": values.dtype.str, "crc32": zlib.crc32(data)}
 

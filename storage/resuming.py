@@ -1,5 +1,6 @@
 """A remote file as a byte stream that survives a broken connection."""
 
+import errno
 import io
 from typing import Any, cast
 
@@ -37,6 +38,8 @@ class ResumingStream(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to another byte."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise OSError(errno.EINVAL, f"byte {base + offset} of {self._path} is before its first")
         if base + offset != self._position:
             self._position = base + offset
             self._drop()

@@ -46,6 +46,8 @@ def read_vector(group: zarr.Group, name: str) -> Array:
 
 def _missing(dtype: np.dtype[Any]) -> float | int:
     """Return a value that no finished tile holds, so that a tile which was lost is never read as zeros."""
+    if dtype.kind not in "fi":
+        raise TypeError(f"{dtype} has no value to mark missing tiles with; use floats or signed integers")
     return float("nan") if dtype.kind == "f" else int(np.iinfo(dtype).min)
 
 
@@ -123,7 +125,10 @@ class TileMatrix:
         return tile
 
     def write(self, i: int, j: int, values: Array) -> None:
-        """Write tile (i, j), whole."""
+        """Write tile (i, j), whole; ValueError where the values have another shape."""
+        wanted = (self.rows.width(i), self.columns.width(j))
+        if values.shape != wanted:
+            raise ValueError(f"tile ({i}, {j}) has shape {wanted}, values of {values.shape} were given")
         self.array[self.rows.span(i), self.columns.span(j)] = values
 
     def read_band(self, i: int) -> Array:

@@ -159,6 +159,20 @@ def test_a_commit_that_fails_does_not_count(run: RunFolder) -> None:
     assert run.commits("moments") == {"0000": {"a": 1}}
 
 
+def test_a_forgotten_commit_does_not_count(run: RunFolder) -> None:
+    for stage, task in (("moments", "0000"), ("moments", "0001"), ("moments-2", "0000")):
+        run.commit(stage, task, {"a": 1})
+    run.forget("moments", "0001")
+    run.forget("moments", "no-such-task")
+    assert run.commits("moments") == {"0000": {"a": 1}}
+    run.forget("moments")
+    run.forget("no-such-stage")
+    assert run.commits("moments") == {}
+    assert run.commits("moments-2") == {"0000": {"a": 1}}
+    run.commit("moments", "0001", {"a": 2})
+    assert run.commits("moments") == {"0001": {"a": 2}}
+
+
 def test_what_a_crash_left_does_not_count(tmp_path: Path) -> None:
     run = RunFolder(Folder(str(tmp_path)))
     run.commit("moments", "0000", {"a": 1})
