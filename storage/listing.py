@@ -1,15 +1,14 @@
 """Which shards there are: URLs, sizes and version tags, listed with few requests."""
 
 import posixpath
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import fsspec
-from fsspec.utils import glob_translate
 
 from .objects import absolute
 from .retries import retry
@@ -119,20 +118,28 @@ def _find(url: str, options: dict[str, Any]) -> Iterator[Shard]:
 
 
 def _glob(fs: Any, path: str) -> list[Mapping[str, Any]]:
-    """Return what matches ``path``.
+    """Return what matches ``path``, part by part.
 
     fsspec's own glob passes over what a store refuses to list for a moment, so that shards would be missing without a
-    word; a pattern in the last part of the path, which is nearly every one, is matched here.
+    word; it is left only what is rare, patterns with ``**``.
     """
-    parent, last = posixpath.split(path)
-    if _is_glob(parent) or "**" in last:
+    if "**" in path:
         return list(retry(lambda: fs.glob(path, detail=True)).values())
-    wanted = re.compile(glob_translate(path))
+    parent, last = posixpath.split(path)
+    found = _glob(fs, parent) if _is_glob(parent) else [{"name": parent or fs.root_marker, "type": "directory"}]
+    folders = [str(info["name"]) for info in found if info["type"] == "directory"]
+    return [info for folder in folders for info in _inside(fs, folder) if fnmatchcase(_base(info), last)]
+
+
+def _inside(fs: Any, folder: str) -> list[Mapping[str, Any]]:
     try:
-        infos = retry(lambda: fs.ls(parent or fs.root_marker, detail=True))
+        return list(retry(lambda: fs.ls(folder, detail=True)))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [info for info in infos if wanted.match(str(info["name"]))]
+
+
+def _base(info: Mapping[str, Any]) -> str:
+    return posixpath.basename(str(info["name"]).rstrip("/"))
 
 
 def _folder(url: str, options: dict[str, Any]) -> list[Shard]:
@@ -162,12 +169,12 @@ def _shard(fs: Any, info: Mapping[str, Any]) -> Shard:
 
 def _time(value: Any) -> str:
     """Return a time in seconds; stores give it as a number, a datetime or text, some of them now this and now that."""
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            return value
-    return str(value.timestamp()) if isinstance(value, datetime) else str(value)
+    if isinstance(value, datetime):
+        return str(value.timestamp())
+    try:
+        return str(datetime.fromisoformat(value).timestamp())
+    except (TypeError, ValueError):
+        return str(value)
 
 
 def _is_glob(url: str) -> bool:
