@@ -113,7 +113,7 @@ def write_manifest(
     samples: int,
 ) -> Manifest:
     """Write the manifest of a run that has just begun; OtherJobError where the folder holds other things."""
-    if [name for name in folder.root.names() if name != LEASE]:
+    if [name for name in folder.root.names() if not name.startswith(LEASE)]:
         raise OtherJobError(f"{folder.url} is not empty and holds no run; choose another --out")
     size = sum(shard.size for shard in shards)
     manifest = {

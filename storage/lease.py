@@ -72,7 +72,24 @@ def _remove_if_over(folder: Folder) -> None:
             f"process {held['pid']} on {held['host']} works on {folder.url}; wait for it, choose another --out, or, "
             f"if it is gone, try again in {left:.0f} s"
         )
-    folder.remove(NAME)  # two who see the same expired lease both remove it; only one can create the next
+    _take_over(folder, held)
+
+
+def _take_over(folder: Folder, held: dict[str, Any] | None) -> None:
+    """Remove a lease that is over; of several who see it so, one does, and none removes the lease that follows it."""
+    marker = f"{NAME}.{(held or {}).get('id', 'damaged')}"
+    try:
+        folder.create(marker, f"{time.time()} {uuid.uuid4().hex}".encode())
+    except FileExistsError:
+        with suppress(FileNotFoundError):
+            if time.time() - float(folder.read(marker).split()[0]) > LIFETIME:  # who wrote it died at once
+                folder.remove(marker)
+        return
+    try:
+        if _read(folder) == held:
+            folder.remove(NAME)
+    finally:
+        folder.remove(marker)
 
 
 def _is_gone(held: dict[str, Any]) -> bool:
@@ -84,6 +101,8 @@ def _is_gone(held: dict[str, Any]) -> bool:
 def _keep(folder: Folder, owner: dict[str, Any], lifetime: float, renewal: float, stop: threading.Event) -> None:
     while not stop.wait(renewal):
         with suppress(OSError):  # a store that is away for a moment; the next renewal may pass
+            if (_read(folder) or owner)["id"] != owner["id"]:
+                return  # taken over; what both write is the same to the bit
             folder.write(NAME, _content(owner, lifetime))
 
 

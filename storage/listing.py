@@ -121,10 +121,10 @@ def _glob(fs: Any, path: str) -> list[Mapping[str, Any]]:
     """Return what matches ``path``, part by part.
 
     fsspec's own glob passes over what a store refuses to list for a moment, so that shards would be missing without a
-    word; it is left only what is rare, patterns with ``**``.
+    word.
     """
     if "**" in path:
-        return list(retry(lambda: fs.glob(path, detail=True)).values())
+        raise ValueError(f"{path}: ** is not understood; write a * for each level of folders, or name the folders")
     parent, last = posixpath.split(path)
     found = _glob(fs, parent) if _is_glob(parent) else [{"name": parent or fs.root_marker, "type": "directory"}]
     folders = [str(info["name"]) for info in found if info["type"] == "directory"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import io
 import os
 import posixpath
 import uuid
@@ -13,6 +14,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from .resuming import ResumingStream
 from .retries import retry
@@ -66,11 +68,6 @@ class Folder:
     def path(self, name: str = "") -> str:
         """Return the path of ``name`` as the folder's file system writes it."""
         return posixpath.join(self._where[1], name) if name else self._where[1]
-
-    def _literal(self, name: str) -> str:
-        """Return a path that fsspec's rm, which expands patterns except on local files, takes for itself."""
-        path = self.path(name)
-        return glob.escape(path) if glob.has_magic(path) and not self.is_local else path
 
     def folder(self, name: str) -> "Folder":
         """Return the folder ``name`` inside this one."""
@@ -135,6 +132,11 @@ class Folder:
     @contextlib.contextmanager
     def _writing_beside(self, name: str) -> Iterator[BinaryIO]:
         """Write under another name and move, on servers that show a file while it is written."""
+        if isinstance(self.fs, MemoryFileSystem):  # its mv takes names for patterns
+            whole = io.BytesIO()
+            yield whole
+            self.write(name, whole.getvalue())
+            return
         beside = self.path(f"{posixpath.dirname(name)}/.{posixpath.basename(name)}.{uuid.uuid4().hex}.tmp".lstrip("/"))
         try:
             with retry(lambda: self.fs.open(beside, "wb")) as stream:
@@ -194,7 +196,12 @@ class Folder:
     def remove(self, name: str = "") -> None:
         """Remove file or folder ``name`` with all in it; nothing happens where there is none."""
         with contextlib.suppress(FileNotFoundError):
-            retry(lambda: self.fs.rm(self._literal(name), recursive=True))
+            path = self.path(name)
+            if self.is_local or not glob.has_magic(path):
+                retry(lambda: self.fs.rm(path, recursive=True))
+                return
+            for file in retry(lambda: self.fs.find(path)):  # elsewhere rm takes the name for a pattern
+                retry(lambda file=file: self.fs.rm_file(file))  # type: ignore[misc]
 
 
 def _protocols(fs: Any) -> set[str]:

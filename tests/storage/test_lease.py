@@ -67,3 +67,23 @@ def test_one_of_many_wins(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(work, range(8))) == 1
+
+
+def test_only_the_lease_that_was_looked_at_is_taken_over(tmp_path: Path) -> None:
+    """A second process that saw the dead lease does not remove the one of the first."""
+    from tilecov.storage.lease import _read, _take_over
+
+    write(tmp_path, pid=2**22 + 1)
+    folder = Folder(str(tmp_path))
+    dead = _read(folder)
+    with lease(folder):
+        _take_over(folder, dead)
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_take_over_that_died_is_forgotten(tmp_path: Path) -> None:
+    write(tmp_path, pid=2**22 + 1)
+    (tmp_path / f"{NAME}.other").write_text(f"{time.time() - 100} x")
+    with lease(Folder(str(tmp_path))):
+        pass

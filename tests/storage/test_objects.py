@@ -446,6 +446,19 @@ def test_remove_takes_a_name_for_a_name_and_not_for_a_pattern(folder: Folder, na
     assert not folder.exists(f"{name}/work/a")
 
 
+@pytest.mark.parametrize("name", ["run[1]", "run*", "run?"])
+def test_a_name_that_looks_like_a_pattern_is_written_and_read(folder: Folder, name: str) -> None:
+    folder.write("run1/a", b"other")
+    with folder.folder(name).writing("a") as stream:
+        stream.write(b"streamed")
+    folder.folder(name).write("b", b"written")
+    folder.folder(name).create("c", b"created")
+    assert folder.folder(name).names() == ["a", "b", "c"]
+    assert [folder.folder(name).read(file) for file in "abc"] == [b"streamed", b"written", b"created"]
+    assert folder.names("run1") == ["a"]
+    assert folder.read("run1/a") == b"other"
+
+
 def test_unusual_names_are_names(folder: Folder) -> None:
     names = sorted([f"{uuid.uuid4()} with spaces", "%20", "#hash", "ünïcode-名", "a=b&c", "dots.in.name", ".hidden"])
     for name in names:
