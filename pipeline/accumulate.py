@@ -9,12 +9,16 @@ import torch
 
 from tilecov.storage.tiling import Tiling
 
-from .device import EXACT_SUM, INT32_ROWS, ROWS_ALWAYS_EXACT, Kernel
+from .device import EXACT_SUM, INT32_ROWS, Kernel
 
 ORIGIN = 128
 """What is subtracted from every uint8 value, so that products fit 2**14."""
+INT32_SUM = 2**31 - 1
+FARTHEST = 255
+"""The largest distance of a uint8 value from any other."""
+STEP = 256
+"""Rows between two places where a block may be cut: 256 * 255**2 is below 2**24."""
 UNBOUNDED = 1 << 62
-_STEP = 256  # rows between two places where a block may be cut
 
 Pair = tuple[int, int]
 Panels = Mapping[int, torch.Tensor]
@@ -42,7 +46,10 @@ class IntegerAccumulator:
     Notes
     -----
     A float32 sum of integers is exact while every partial sum stays within 2**24, and by Cauchy-Schwarz no entry of a
-    block's Y.T @ Y passes its largest column's sum of squares; so blocks are cut where that would pass 2**24.
+    block's Y.T @ Y passes its largest column's sum of squares; so blocks are cut where that would pass 2**24. To cut
+    seldom, float32 sums are taken about the first block's rounded mean m instead of 128, which a white or black
+    background would be far from, and moved in integers when they are taken: with e = m - 128 and s the sum about m,
+    ``G_128 = G_m + e s^T + s e^T + N e e^T``.
     """
 
     def __init__(self, tiling: Tiling, pairs: Iterable[Pair], kernel: Kernel, *, wide: bool = False) -> None:
@@ -50,11 +57,18 @@ class IntegerAccumulator:
         self.count = 0
         self._tiles = {pair: self._empty(pair) for pair in pairs}
         self._columns = sorted({index for pair in self._tiles for index in pair})
-        self._sums = {j: torch.zeros(tiling.width(j), dtype=torch.int64, device=kernel.device) for j in self._columns}
+        self._sums = {j: self._vector(j, torch.int64) for j in self._columns}
+        self._squares = {j: self._vector(j, torch.int64) for j in self._columns}
+        self._middle = {j: self._vector(j, torch.float32).fill_(ORIGIN) for j in self._columns}
+        self._scratch = torch.empty(0)
+        self._centred: dict[int, torch.Tensor] = {}  # kept from block to block: fresh memory costs page faults
 
     def _empty(self, pair: Pair) -> torch.Tensor:
         shape = tuple(self._tiling.width(index) for index in pair)
         return torch.zeros(shape, dtype=torch.int64 if self._wide else torch.int32, device=self._kernel.device)
+
+    def _vector(self, index: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(self._tiling.width(index), dtype=dtype, device=self._kernel.device)
 
     @property
     def columns(self) -> list[int]:
@@ -62,8 +76,11 @@ class IntegerAccumulator:
         return self._columns
 
     def room(self) -> int:
-        """Return how many more rows fit before the tiles must be taken."""
-        return UNBOUNDED if self._wide else INT32_ROWS - self.count
+        """Return how many more rows fit for certain before the tiles must be taken."""
+        if self._wide:
+            return UNBOUNDED
+        most = max(int(squares.max()) for squares in self._squares.values())
+        return max(0, min(INT32_ROWS - self.count, (INT32_SUM - most) // FARTHEST**2))
 
     def add(self, panels: Panels) -> None:
         """Add rows given as their uint8 tile columns, each (n, width).
@@ -71,51 +88,80 @@ class IntegerAccumulator:
         Raises
         ------
         OverflowError
-            Where the rows would pass what int32 keeps exact; take the tiles first.
+            Where the rows would pass what int32 keeps exact; nothing is added then, take the tiles first.
         """
         rows = len(panels[self._columns[0]])
-        if rows > min(self.room(), INT32_ROWS):
-            raise OverflowError(f"{rows} rows on top of {self.count} pass the {INT32_ROWS} that int32 keeps exact")
-        centred = {j: self._centre(panels[j]) for j in self._columns}
+        if not rows:
+            return
+        if not self.count and self._kernel.grouped:
+            self._middle = {j: self._mean_of(panels[j]) for j in self._columns}
+        centred = {j: self._centre(j, panels[j]) for j in self._columns}
+        cuts = self._cuts(centred, rows) if self._kernel.grouped else [0, rows]
+        if rows > INT32_ROWS or (not self._wide and self.count + rows > INT32_ROWS):
+            raise self._overflow(rows)
         for j, panel in centred.items():
             self._sums[j] += panel.sum(dim=0, dtype=torch.int64 if panel.dtype == torch.int8 else None).to(torch.int64)
-        for start, stop in pairwise(self._cuts(centred, rows)):
+        for start, stop in pairwise(cuts):
             for (i, j), tile in self._tiles.items():
                 tile.add_(self._kernel.product(centred[i][start:stop], centred[j][start:stop]))
         self.count += rows
 
-    def _centre(self, panel: torch.Tensor) -> torch.Tensor:
+    def _mean_of(self, panel: torch.Tensor) -> torch.Tensor:
+        total = panel.to(self._kernel.device).sum(dim=0, dtype=torch.int64)
+        return torch.round(total.to(torch.float64) / len(panel)).to(torch.float32)
+
+    def _centre(self, index: int, panel: torch.Tensor) -> torch.Tensor:
         panel = panel.to(self._kernel.device, non_blocking=True)
         if self._kernel.dtype == torch.int8:
             return (panel ^ ORIGIN).view(torch.int8)  # flipping the top bit subtracts 128
-        return panel.to(self._kernel.dtype).sub_(ORIGIN)
+        kept = self._centred.get(index)
+        if kept is None or len(kept) < len(panel):
+            kept = torch.empty(panel.shape, dtype=self._kernel.dtype, device=self._kernel.device)
+            self._centred[index] = kept
+        return torch.sub(panel, self._middle[index], out=kept[: len(panel)])
 
     def _cuts(self, centred: Panels, rows: int) -> list[int]:
-        if rows <= ROWS_ALWAYS_EXACT or not self._kernel.grouped:
-            return [0, rows]
-        starts = range(0, rows, _STEP)
-        squares = torch.stack(
-            [
-                torch.cat([panel[start : start + _STEP].square().sum(dim=0) for panel in centred.values()])
-                for start in starts
-            ]
-        )
-        return [*(start * _STEP for start in exact_groups(squares)), rows]
+        """Return where the block must be cut, and add to the columns' sums of squares where int32 holds them."""
+        steps = [slice(start, start + STEP) for start in range(0, rows, STEP)]
+        found = [torch.cat([self._squares_of(panel[step]) for panel in centred.values()]) for step in steps]
+        squares = torch.stack(found).to(torch.int64)  # in float32, 2**24 + 1 would be rounded to 2**24 and pass
+        widths = [panel.shape[1] for panel in centred.values()]
+        totals = dict(zip(centred, torch.split(squares.sum(dim=0), widths), strict=True))
+        if not self._wide and max(int((self._squares[j] + total).max()) for j, total in totals.items()) > INT32_SUM:
+            raise self._overflow(rows)
+        for j, total in totals.items():
+            self._squares[j] += total
+        return [*(start * STEP for start in exact_groups(squares)), rows]
+
+    def _squares_of(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the columns' sums of squares; squares lie in memory that is kept, as fresh memory costs as much."""
+        if self._scratch.shape != rows.shape:
+            self._scratch = torch.empty_like(rows)
+        return torch.mul(rows, rows, out=self._scratch).sum(dim=0)
+
+    def _overflow(self, rows: int) -> OverflowError:
+        return OverflowError(f"{rows} rows on top of {self.count} pass what int32 keeps exact ({INT32_ROWS} at most)")
 
     def take(self) -> tuple[int, npt.NDArray[np.int64], Iterator[tuple[Pair, Array]]]:
-        """Return count, sum (d of the columns held, int64) and the int32 tiles, and start again from zero.
+        """Return count, sum (d of the columns held, int64) and the int32 tiles, about 128, and start again from zero.
 
         The tiles come one by one and are cleared as they go, so no second set of them exists.
         """
-        count, sums = self.count, np.concatenate([self._sums[j].cpu().numpy() for j in self._columns])
-        self.count = 0
-        for total in self._sums.values():
-            total.zero_()
-        return count, sums, self._drain()
+        count, self.count = self.count, 0
+        about, shift = {}, {}
+        for j in self._columns:
+            shift[j] = self._middle[j].to(torch.int64) - ORIGIN
+            about[j] = self._sums[j].clone()
+            self._sums[j].zero_()
+            self._squares[j].zero_()
+        sums = np.concatenate([(about[j] + count * shift[j]).cpu().numpy() for j in self._columns])
+        return count, sums, self._drain(count, about, shift)
 
-    def _drain(self) -> Iterator[tuple[Pair, Array]]:
-        for pair, tile in self._tiles.items():
-            yield pair, tile.cpu().numpy()
+    def _drain(self, count: int, sums: Panels, shift: Panels) -> Iterator[tuple[Pair, Array]]:
+        for (i, j), tile in self._tiles.items():
+            # e s^T + s e^T + N e e^T = e (s + N e)^T + s e^T
+            moved = torch.outer(shift[i], sums[j] + count * shift[j]).add_(torch.outer(sums[i], shift[j])).add_(tile)
+            yield (i, j), moved.to(tile.dtype).cpu().numpy()
             tile.zero_()
 
 
@@ -127,7 +173,7 @@ def exact_groups(squares: torch.Tensor) -> list[int]:
     squares : torch.Tensor
         (steps, d), each step's column sums of squares, none above 2**24.
     """
-    squares = squares.to(torch.int64)  # in float32, 2**24 + 1 would be rounded to 2**24 and pass
+    squares = squares.to(torch.int64)
     starts, running = [0], squares[0]
     for step in range(1, len(squares)):
         running = running + squares[step]
@@ -196,7 +242,7 @@ class FloatAccumulator:
 
     def _drain(self) -> Iterator[tuple[Pair, Array]]:
         for pair, tile in self._tiles.items():
-            yield pair, tile.cpu().numpy()
+            yield pair, tile.cpu().numpy().copy()  # the tile is cleared while its copy is being written
             tile.zero_()
 
 

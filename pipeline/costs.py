@@ -145,7 +145,7 @@ class Costs:
         """Bytes while units are read and multiplied, all upper tiles in memory."""
         gram = self.accumulator(upper_entries(self.job.size)) * self.groups
         blocks = 2 * rows * self.job.size * self.itemsize * (2 if self.job.group_by else 1)
-        work = self.centred(rows, self.job.size) + self.tile_bytes
+        work = self.centred(rows, self.job.size) + 5 * self.tile_bytes
         return self.base + gram + blocks + work + self.decoding()
 
     def rows_memory(self, rows: int) -> int:

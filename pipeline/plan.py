@@ -234,8 +234,8 @@ class _Choice:
         )
 
     def _unit_bytes(self) -> int:
-        """Bytes of shards that take about UNIT_SECONDS, and ten times as long as writing their partial."""
+        """Bytes of shards that take about UNIT_SECONDS, and thirty times as long as writing their partial."""
         costs = self.costs
         rate = costs.facts.bytes / max(1e-6, costs.product_seconds(), costs.decode_seconds())
         writing = upper_entries(costs.job.size) * 4 * costs.groups / costs.machine.disk
-        return int(rate * max(UNIT_SECONDS, 10 * writing))
+        return int(rate * max(UNIT_SECONDS, 30 * writing))

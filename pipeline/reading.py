@@ -26,6 +26,8 @@ BATCH_SAMPLES = 32
 """Samples that one decode call takes: enough to make hand-over cheap."""
 BATCH_BYTES = 1 << 22
 """Encoded bytes after which a batch is closed before it has that many."""
+FIRST_BLOCK = 512
+"""Rows of the first block; each later one may have twice as many, so that the products soon have something to do."""
 BLOCKS = 2
 """Blocks in flight: one is multiplied while the next is filled."""
 
@@ -171,7 +173,7 @@ class BlockReader:
                     raise item
                 if item.rows:
                     yield item.block[: item.rows], item.labels and item.labels[: item.rows]
-                self._free.put(item.block)
+                self._free.put(item.whole)
         finally:
             self._stop.set()
             self._free.put(None)
@@ -187,6 +189,7 @@ class BlockReader:
 
     def _fill(self, pool: ThreadPoolExecutor) -> None:
         filling: _Filling | None = None
+        limit = FIRST_BLOCK
         for tally, waiting in self._batches():
             batch = waiting
             while batch and not self._stop.is_set():
@@ -194,7 +197,8 @@ class BlockReader:
                     block = self._free.get()
                     if block is None:
                         return
-                    filling = _Filling(block, self._reading, pool)
+                    filling = _Filling(block[:limit], self._reading, pool, block)
+                    limit *= 2
                 batch = filling.take(tally, batch)
                 if filling.is_full:
                     self._full.put(filling.finish())
@@ -254,10 +258,10 @@ class BlockReader:
 
 
 class _Filling:
-    """A block while its rows are being decoded; slots of bad samples are closed at the end."""
+    """A block, or the first part of ``whole``, while its rows are decoded; bad samples' slots are closed at the end."""
 
-    def __init__(self, block: Block, reading: Reading, pool: ThreadPoolExecutor) -> None:
-        self.block, self._reading, self._pool = block, reading, pool
+    def __init__(self, block: Block, reading: Reading, pool: ThreadPoolExecutor, whole: Block) -> None:
+        self.block, self.whole, self._reading, self._pool = block, whole, reading, pool
         self.rows = 0
         self.labels: Labels | None = None if reading.spec.grouping is None else [""] * len(block)
         self._pending: deque[tuple[ShardTally, Future[list[tuple[int, str, str]]]]] = deque()

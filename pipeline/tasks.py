@@ -183,7 +183,8 @@ class _Parts:
     def _write(self, label: str, accumulator: Accumulator) -> None:
         number = len(self._written)
         count, sums, tiles = accumulator.take()
-        written = [[i, j, self._partial.write(f"{number}/{i}-{j}", tile)] for (i, j), tile in tiles]
+        records = self._partial.write_all((f"{number}/{i}-{j}", tile) for (i, j), tile in tiles)
+        written = [[i, j, record] for (i, j), record in zip(self._task.tiling.upper(), records, strict=True)]
         record = {"group": label, "count": count, "sum": self._partial.write(f"{number}/sum", sums), "tiles": written}
         self._written.append(record)
 

@@ -1,6 +1,9 @@
 """Partial moments of one task: tiles as plain files under a fresh folder, each with a checksum in the commit record."""
 
 import zlib
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +13,9 @@ import numpy.typing as npt
 from .objects import Folder
 
 Array = npt.NDArray[Any]
+
+WRITERS = 4
+"""Arrays that are being written at a time, and so in memory."""
 
 
 class DamagedTileError(RuntimeError):
@@ -33,6 +39,18 @@ class Partial:
         data = np.ascontiguousarray(values).data.cast("B") if values.size else memoryview(b"")
         self.folder.write(name, data)
         return {"name": name, "shape": list(values.shape), "dtype": values.dtype.str, "crc32": zlib.crc32(data)}
+
+    def write_all(self, named: Iterable[tuple[str, Array]]) -> list[dict[str, Any]]:
+        """Write arrays as ``write`` does, a few at a time, since flushing each to the disk is mostly waiting."""
+        records: list[dict[str, Any]] = []
+        waiting: deque[Future[dict[str, Any]]] = deque()
+        with ThreadPoolExecutor(WRITERS, "tilecov-write") as pool:
+            for name, values in named:
+                waiting.append(pool.submit(self.write, name, values))
+                if len(waiting) == WRITERS:
+                    records.append(waiting.popleft().result())
+            records += [future.result() for future in waiting]
+        return records
 
     def read(self, record: dict[str, Any]) -> Array:
         """Return the array that ``write`` gave this record for.
