@@ -110,7 +110,7 @@ def _facts(job: Job, shards: tuple[Shard, ...], head: list[Sample]) -> DatasetFa
     if kind is None or spec is None:
         raise ShardError(shards[0].url, f"none of its first {len(head)} samples can be read")
     encoded = sum(len(sample.data) for sample in head) // len(head)
-    count = max(1, round(sum(shard.size for shard in shards) / (encoded + _HEADERS)))
+    count = job.samples or max(1, round(sum(shard.size for shard in shards) / (encoded + _HEADERS)))
     pixels = max(map(_pixels, head))
     return DatasetFacts(shards, kind, count, pixels, encoded, _decode_seconds(spec, head))
 

@@ -24,6 +24,7 @@ HOW = frozenset(
         "block_rows",
         "strategy",
         "keep_rows",
+        "samples",
     ]
 )
 
@@ -68,6 +69,7 @@ class Job(BaseModel):
     block_rows: int | None = Field(None, ge=1)
     strategy: Literal["auto", "resident", "staged"] = "auto"
     keep_rows: bool = False
+    samples: int | None = Field(None, ge=1, description="how many there are, where the plan would guess wrong")
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False, exclude=True)
 
     @field_validator("image_key", mode="before")

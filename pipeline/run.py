@@ -11,10 +11,11 @@ from tilecov.storage.listing import Shard
 from tilecov.storage.objects import Folder
 from tilecov.storage.runs import FORMAT, LEDGER, WORK, RunFolder, now, versions
 
-from .errors import BusyError, OtherJobError
+from .errors import BusyError, DoesNotFitError, OtherJobError
 from .job import Job
 from .observer import Observer
 from .plan import Plan, plan
+from .sizes import show_size
 
 if TYPE_CHECKING:
     from .facts import DatasetFacts
@@ -211,6 +212,8 @@ def _carry_out(
     from .stages import repair
 
     planned = Plan.load(manifest["plan"])
+    _check_memory(job, planned, manifest)
+    observer.planned(planned)
     with executor_of(job) as executor:
         context = Context(job, shards, folder, manifest, planned, executor, observer)
         names = [stage.name for stage in planned.stages]
@@ -226,6 +229,16 @@ def _carry_out(
     if not job.keep_rows:
         folder.root.remove(WORK)
     return manifest
+
+
+def _check_memory(job: Job, planned: Plan, manifest: Manifest) -> None:
+    """Raise DoesNotFitError where a run is resumed with less memory than its remaining stages were planned for."""
+    needed = max((stage.memory for stage in planned.stages if stage.name not in manifest["stages"]), default=0)
+    if job.memory is not None and needed > job.memory:
+        raise DoesNotFitError(
+            f"the run was planned with stages that need {show_size(needed)} and {show_size(job.memory)} are allowed; "
+            f"raise --memory to {show_size(needed)} or more, or begin anew with another --out"
+        )
 
 
 def _do_stage(context: Any, predicted: Any) -> None:

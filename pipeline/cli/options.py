@@ -41,6 +41,7 @@ _TABLE: tuple[tuple[str, Any, Any, Any], ...] = (
     ("scheduler", str, None, _option("--scheduler", help="Address of a Dask scheduler.", metavar="ADDRESS", panel=_WORK)),
     ("decode_threads", int, None, _option("--decode-threads", help="Decoders a process. Default: its cores.", panel=_WORK)),
     ("block_rows", int, None, _option("--block-rows", help="Rows multiplied at a time. Default: by memory.", panel=_WORK)),
+    ("samples", int, None, _option("--samples", help="How many there are, where the plan would guess wrong.", panel=_WORK)),
     ("strategy", str, "auto", _option("--strategy", help="resident: tiles in memory. staged: rows on disk. auto: the plan chooses.", panel=_WORK)),
     ("keep_rows", bool, False, _option("--keep-rows", help="Leave staged rows in the run folder.", panel=_WORK)),
     ("storage_options", str, None, _option("--storage-options", help="JSON for fsspec, or @FILE. Never stored.", metavar="JSON", panel=_WORK)),

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -18,6 +19,10 @@ from rich.progress import (
 
 from ..observer import Observer
 from ..sizes import show_time
+from .tables import print_plan
+
+if TYPE_CHECKING:
+    from ..plan import Plan
 
 _EVERY = 5.0  # seconds between two plain lines
 
@@ -41,7 +46,11 @@ def make_observer(*, quiet: bool) -> Iterator[Observer]:
 
 
 class _Counting(Observer):
-    """Counts what is done in the stage under way."""
+    """Shows the plan, and counts what is done in the stage under way."""
+
+    def planned(self, plan: "Plan") -> None:
+        """Print the plan."""
+        print_plan(plan, stderr=True)
 
     def stage(self, name: str, total: int, unit: str) -> None:
         self.name, self.total, self.unit = name, total, unit

@@ -23,15 +23,15 @@ _MEASURES = {
 }
 
 
-def console() -> Console:
+def console(*, stderr: bool = False) -> Console:
     """Return where tables go; wide enough to be read by a program where there is no terminal."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=max(120, found.width))
+    found = Console(highlight=False, stderr=stderr)
+    return found if found.is_terminal else Console(highlight=False, stderr=stderr, width=max(120, found.width))
 
 
-def print_plan(plan: "Plan") -> None:
-    """Print a plan."""
-    out = console()
+def print_plan(plan: "Plan", *, stderr: bool = False) -> None:
+    """Print a plan; to stderr where it only comes before the result."""
+    out = console(stderr=stderr)
     out.print(
         f"[bold]d = {plan.size:,}[/bold], tiles of {plan.tile:,}, {plan.strategy}, {len(plan.units)} units, "
         f"blocks of {plan.block_rows:,} rows, {plan.decode_threads} decode threads"

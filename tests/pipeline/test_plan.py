@@ -152,3 +152,39 @@ def test_a_run_keeps_predicted_beside_actual(tmp_path: Path, shards: Callable[..
         assert stage["seconds"] >= 0
         assert stage["peak_memory"] > 10**7
         assert set(stage["predicted"]) == {"seconds", "peak_memory"}
+
+
+def test_a_run_shows_its_plan_first(
+    tmp_path: Path, shards: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_safely(["run", *shards(), "--resolution", "4", "--out", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.index("in all") < shown.err.index("moments: done")
+    assert "complete" in shown.out
+
+
+def test_a_run_is_not_resumed_with_less_memory_than_it_was_planned_for(
+    tmp_path: Path, shards: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tilecov.pipeline import stages
+
+    fields = {"shards": tuple(shards()), "resolution": 4, "out": str(tmp_path / "run")}
+
+    def stop(context: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "STAGES", {**stages.STAGES, "merge": stop})
+        with pytest.raises(KeyboardInterrupt):
+            run(Job(**fields))
+    with pytest.raises(DoesNotFitError, match="begin anew"):
+        run(Job(**fields, memory="50MiB"))
+    assert run(Job(**fields, memory="4GiB"))["state"] == "complete"
+
+
+def test_a_given_sample_count_is_believed(shards: Callable[..., list[str]]) -> None:
+    from tilecov.pipeline.facts import inspect
+
+    fields = {"shards": tuple(shards(count=40)), "resolution": 4}
+    assert inspect(Job(**fields, samples=123_456)).samples == 123_456
+    assert 10 <= inspect(Job(**fields)).samples <= 160
