@@ -1,8 +1,8 @@
-"""Shards made for the tests, and the real ones where they are."""
+"""Shards made for the tests, and the real ones where they are; torch as tests of networks want it."""
 
 import io
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -83,3 +83,22 @@ def real_shards() -> list[str]:
     if not found:
         pytest.skip(f"the real images are not at {REAL}")
     return found
+
+
+@pytest.fixture
+def seeded() -> None:
+    """Let torch draw the same numbers in every test."""
+    import torch
+
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Small networks only: on a busy machine, threads waiting for each other make them ten times slower."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -110,6 +110,7 @@ def test_another_format_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("strategy", ["resident", "staged"])
 def test_kill_9_at_ten_random_moments(tmp_path: Path, strategy: str) -> None:
     shards = str(tmp_path / "shards" / "leaves-{000..011}.tar")

@@ -29,6 +29,7 @@ def run_measured(arguments: list[str]) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("strategy", "resolution", "count", "memory"), CASES)
 def test_statistics_keep_inside_their_memory(
     tmp_path: Path, strategy: str, resolution: int, count: int, memory: str
@@ -55,6 +56,7 @@ def check_stages(manifest: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_whole_job_keeps_inside_its_memory(tmp_path: Path) -> None:
     shards = str(tmp_path / "shards" / "leaves-{000..003}.tar")
     synth(shards, count=1500, resolution=32)

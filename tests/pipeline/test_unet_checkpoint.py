@@ -6,30 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from networks import SMALL, TABLE_KEY
 from torch import Tensor, nn
 
 from tilecov.pipeline.unet import UNet, load_unet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-SMALL: dict[str, Any] = {"T": 10, "ch": 32, "ch_mult": [1, 2], "attn": [1], "num_res_blocks": 1, "dropout": 0.1}
-TABLE_KEY = "time_embedding.timembedding.0.weight"
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small networks only: on a busy machine, threads waiting for each other make them ten times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("seeded", "one_thread")
 
 
 @pytest.fixture
