@@ -42,6 +42,8 @@ class IntegerAccumulator:
         Proven exact on its device.
     wide : bool
         Whether the tiles are int64, which hold any number of rows, instead of int32.
+    block : int
+        Rows that ``add`` will be given at the most, as far as known: memory is taken once for them.
 
     Notes
     -----
@@ -52,8 +54,10 @@ class IntegerAccumulator:
     ``G_128 = G_m + e s^T + s e^T + N e e^T``.
     """
 
-    def __init__(self, tiling: Tiling, pairs: Iterable[Pair], kernel: Kernel, *, wide: bool = False) -> None:
-        self._tiling, self._kernel, self._wide = tiling, kernel, wide
+    def __init__(
+        self, tiling: Tiling, pairs: Iterable[Pair], kernel: Kernel, *, wide: bool = False, block: int = 0
+    ) -> None:
+        self._tiling, self._kernel, self._wide, self._block = tiling, kernel, wide, block
         self.count = 0
         self._tiles = {pair: self._empty(pair) for pair in pairs}
         self._columns = sorted({index for pair in self._tiles for index in pair})
@@ -116,7 +120,8 @@ class IntegerAccumulator:
             return (panel ^ ORIGIN).view(torch.int8)  # flipping the top bit subtracts 128
         kept = self._centred.get(index)
         if kept is None or len(kept) < len(panel):
-            kept = torch.empty(panel.shape, dtype=self._kernel.dtype, device=self._kernel.device)
+            shape = (max(len(panel), self._block), panel.shape[1])
+            kept = torch.empty(shape, dtype=self._kernel.dtype, device=self._kernel.device)
             self._centred[index] = kept
         return torch.sub(panel, self._middle[index], out=kept[: len(panel)])
 

@@ -15,12 +15,14 @@ WHOLE = 1536
 """Up to this many columns the matrix is a single tile."""
 EIGH_FLOPS = 13.0
 """Multiples of d**3, at the rate of a large matrix product, that LAPACK's eigh takes (measured, d = 12,288)."""
-RUNTIME = 56 << 20
+RUNTIME = 16 << 20
 """Bytes that thread pools, BLAS buffers and the allocator take beside the arrays counted here."""
 WORKER = 96 << 20
 """Bytes that Dask takes in a worker."""
 DECODE_BYTES = 16
 """Bytes a pixel that decoding holds at most: the picture, Pillow's padded copies and the resized rows."""
+TILE_COPIES = 8
+"""Float64 tiles' worth that summing, moving, hashing and writing tiles hold at a time (measured)."""
 TRANSFER = 10 << 20
 """Bytes of encoded samples a decode thread holds at most: two batches and the chunks that they are views of."""
 CERTIFICATE_BYTES = 256 << 20
@@ -144,13 +146,17 @@ class Costs:
     def resident_memory(self, rows: int) -> int:
         """Bytes while units are read and multiplied, all upper tiles in memory."""
         gram = self.accumulator(upper_entries(self.job.size)) * self.groups
-        blocks = 2 * rows * self.job.size * self.itemsize * (2 if self.job.group_by else 1)
+        blocks = self.blocks(rows) * (2 if self.job.group_by else 1)
         work = self.centred(rows, self.job.size) + 5 * self.tile_bytes
         return self.base + gram + blocks + work + self.decoding()
 
     def rows_memory(self, rows: int) -> int:
         """Bytes while rows are staged."""
-        return self.base + 2 * rows * self.job.size * self.itemsize + 12 * self.tile_bytes // 8 + self.decoding()
+        return self.base + self.blocks(rows) + 12 * self.tile_bytes // 8 + self.decoding()
+
+    def blocks(self, rows: int) -> int:
+        """Bytes of the two blocks in flight; fewer where there are not so many samples."""
+        return min(2 * rows, self.facts.samples * 5 // 4 + 1) * self.job.size * self.itemsize
 
     def tiles_memory(self, side: int, rows: int) -> int:
         """Bytes while a group of ``side`` x ``side`` tiles is summed from staged rows."""
@@ -159,13 +165,8 @@ class Costs:
         entries = upper_entries(self.job.size) if alone else side * side * tile * tile
         columns = min(self.job.size, (side if alone else 2 * side) * tile)
         panels = 2 * rows * columns * self.itemsize
-        return (
-            self.base
-            + self.accumulator(entries, wide=self.wide)
-            + panels
-            + self.centred(rows, columns)
-            + self.tile_bytes
-        )
+        work = self.centred(rows, columns) + TILE_COPIES * self.tile_bytes
+        return self.base + self.accumulator(entries, wide=self.wide) + panels + work
 
     @property
     def wide(self) -> bool:
@@ -234,7 +235,7 @@ class Costs:
             units * self.accumulator(entries),
             entries * 8 + (self.groups > 1) * upper_entries(self.job.size) * 8,
         )
-        memory = self.base + 6 * self.tile_bytes
+        memory = self.base + 3 * self.tile_bytes
         return self.stage(
             "merge", memory, read=read, written=written, requests=(units + 1) * self.pairs, seconds=written / 1e9
         )
@@ -258,7 +259,7 @@ class Costs:
         sets = 1 + self.groups * bool(self.job.group_by)
         written, read = sets * self.job.size**2 * width, sets * upper_entries(self.job.size) * 8
         cost = {"read": read, "written": written, "requests": 3 * self.pairs, "seconds": read / 4e8}
-        return self.stage("statistics", self.base + 8 * self.tile_bytes, **cost)
+        return self.stage("statistics", self.base + 9 * self.tile_bytes, **cost)
 
     @property
     def rank(self) -> int:

@@ -1,5 +1,6 @@
 """Which device multiplies, and the proof that its products are exact."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +29,7 @@ class Kernel:
     dtype : torch.dtype
         What the centred rows y = x - 128 are held as.
     product : callable
-        (n, a), (n, b) of ``dtype`` -> (a, b) int32, the exact Y_a.T @ Y_b.
+        (n, a), (n, b) of ``dtype`` -> (a, b) int32, the exact Y_a.T @ Y_b; valid until this thread's next product.
     grouped : bool
         Whether a block must be cut where a column's sum of squares would pass 2**24 (float32), or not (int8).
     """
@@ -119,8 +120,28 @@ def is_exact(kernel: Kernel, width: int = 256) -> bool:
     return True
 
 
+class _Scratch(threading.local):
+    """Where a thread's products lie until the next one: fresh memory for each would cost page faults."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[torch.device, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def of(self, device: torch.device, shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        key = (device, *shape)
+        if key not in self._kept:
+            self._kept = {
+                key: (torch.empty(shape, device=device), torch.empty(shape, dtype=torch.int32, device=device))
+            }
+        return self._kept[key]
+
+
+_scratch = _Scratch()
+
+
 def _float32_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    return torch.mm(left.T, right).to(torch.int32)
+    product, integers = _scratch.of(left.device, (left.shape[1], right.shape[1]))
+    torch.mm(left.T, right, out=product)
+    return integers.copy_(product)
 
 
 def int8_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

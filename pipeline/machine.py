@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 _CGROUP = Path("/sys/fs/cgroup")
+_M_MMAP_THRESHOLD = -3  # glibc's number for the parameter
+_LARGE = 1 << 20  # bytes
 DEFAULT_SHARE = 0.8
 """Part of the machine's memory that a job may use when nobody says otherwise."""
 
@@ -82,8 +84,16 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+@cache
+def return_large_memory() -> None:
+    """Have the C library (glibc) return every large array to the system when it is freed; it keeps them otherwise."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
+
+
 def reset_peak() -> None:
     """Start the measurement of the peak anew, where the kernel can (Linux), from what is held now."""
+    return_large_memory()
     release_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

@@ -70,10 +70,10 @@ class Task:
         """How the columns are cut."""
         return Tiling(self.spec.size, self.tile)
 
-    def accumulator(self, pairs: Iterator[Pair], *, wide: bool = False) -> Accumulator:
+    def accumulator(self, pairs: Iterator[Pair], *, wide: bool = False, block: int = 0) -> Accumulator:
         """Return an empty accumulator of these tiles, for rows of this kind."""
         if self.spec.kind == "uint8":
-            return IntegerAccumulator(self.tiling, pairs, kernel_of(self.device), wide=wide)
+            return IntegerAccumulator(self.tiling, pairs, kernel_of(self.device), wide=wide, block=block)
         if self.origin is None:
             raise ValueError("float rows are summed about an origin and none was given")
         origin = Partial(self.folder.folder(self.origin["prefix"])).read(self.origin["mean"])
@@ -177,7 +177,7 @@ class _Parts:
                 f"group {label!r} is the {len(self._sums) + 1}th and memory was kept for {self._task.max_groups}; "
                 "raise --max-groups, or choose a coarser --group-by"
             )
-        self._sums[label] = self._task.accumulator(self._task.tiling.upper())
+        self._sums[label] = self._task.accumulator(self._task.tiling.upper(), block=self._task.block_rows)
         return self._sums[label]
 
     def _write(self, label: str, accumulator: Accumulator) -> None:
