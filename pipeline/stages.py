@@ -51,6 +51,10 @@ def tiles(context: Context) -> int:
     """Staged: sum each group of tiles over the columns that it needs."""
     group = open_group(context.run.folder(MOMENTS), writable=True)
     create_gram(group, context.tiling, context.origin)
+    for source in context.sources():  # tasks read single tiles of it, so its digest is checked here, once
+        for i, j in context.tiling.upper():
+            source.read(i, j)
+        source.check()
     records = context.sum_tile_groups(sum_tiles)
     context.run.folder(MOMENTS).sync()
     return _peak(records)
@@ -221,9 +225,8 @@ def repair(context: Context, stage: str, error: DamagedTileError) -> bool:
         return False
     context.observer.note(f"{error}; its unit is read again")
     first = "rows" if context.plan.strategy == "staged" else "moments"
-    context.run.root.remove(f"{WORK}/commits/{first}")
-    context.run.root.remove(f"{WORK}/commits/tiles")
     for name in (first, "tiles"):
+        context.run.forget(name)
         context.manifest["stages"].pop(name, None)
     context.manifest["repaired"] = True
     return True

@@ -19,6 +19,7 @@ from tilecov.pipeline.symmetry import GENERATORS, permutation
 from tilecov.pipeline.verify import verify
 from tilecov.storage.lease import lease
 from tilecov.storage.objects import Folder
+from tilecov.storage.partials import DamagedTileError
 from tilecov.storage.runs import RunFolder
 
 Shards = Callable[..., list[str]]
@@ -249,3 +250,23 @@ def test_what_does_not_fit_is_refused_with_both_sizes(tmp_path: Path, shards: Sh
     with pytest.raises(DoesNotFitError, match=r"MiB and 20\.0 MiB are allowed; raise --memory"):
         run(Job(shards=tuple(shards()), resolution=4, memory="20MiB", out=str(tmp_path / "run")))
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize("strategy", ["resident", "staged"])
+def test_a_damaged_run_is_not_extended(tmp_path: Path, strategy: Any) -> None:
+    paths = [str(path) for path in write_shards(tmp_path / "shards", random_images(60, 6), 2)]
+    run(Job(shards=(paths[0],), resolution=6, rank=0, out=str(tmp_path / "one")))
+    chunk = tmp_path / "one" / "moments.zarr" / "gram" / "c" / "0" / "0"
+    content = bytearray(chunk.read_bytes())
+    content[40] ^= 1
+    chunk.write_bytes(content)
+    job = Job(
+        shards=tuple(paths),
+        resolution=6,
+        rank=0,
+        out=str(tmp_path / "two"),
+        extend=str(tmp_path / "one"),
+        strategy=strategy,
+    )
+    with pytest.raises(DamagedTileError, match="digest"):
+        run(job)
