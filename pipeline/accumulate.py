@@ -9,18 +9,24 @@ import torch
 
 from tilecov.storage.tiling import Tiling
 
-from .device import EXACT_SUM, INT32_ROWS, Kernel
+from .bounds import EXACT_SUM, INT32_ROWS
+from .device import Kernel
 
 ORIGIN = 128
 """What is subtracted from every uint8 value, so that products fit 2**14."""
 INT32_SUM = 2**31 - 1
 FARTHEST = 255
 """The largest distance of a uint8 value from any other."""
-STEP = 256
-"""Rows between two places where a block may be cut: 256 * 255**2 is below 2**24."""
+ALWAYS = 256
+"""Rows that are exact whatever they hold: 256 * 255**2 is below 2**24."""
+TALLEST = 1 << 15
+"""Rows multiplied at a time at the most: their squares, exact or not, stay below 2**31."""
+MARGIN = 0.95
+"""Of the rows that the last block would have allowed, those tried next; a span that fails is multiplied twice."""
 UNBOUNDED = 1 << 62
 
 Pair = tuple[int, int]
+Span = tuple[int, int]
 Panels = Mapping[int, torch.Tensor]
 Array = npt.NDArray[np.generic]
 
@@ -47,9 +53,12 @@ class IntegerAccumulator:
 
     Notes
     -----
-    A float32 sum of integers is exact while every partial sum stays within 2**24, and by Cauchy-Schwarz no entry of a
-    block's Y.T @ Y passes its largest column's sum of squares; so blocks are cut where that would pass 2**24. To cut
-    seldom, float32 sums are taken about the first block's rounded mean m instead of 128, which a white or black
+    A float32 sum of integers is exact while every partial sum stays within 2**24, and by Cauchy-Schwarz no entry of
+    Y.T @ Y passes its largest column's sum of squares. That sum is on the diagonal of the product itself. All its terms
+    are non-negative and rounding is monotone, so a float32 result below 2**24 proves that no partial sum reached it,
+    in whatever order they were added: the diagonal tiles are multiplied first, and rows are cut where one fails.
+
+    To cut seldom, float32 sums are taken about the first block's rounded mean m instead of 128, which a white or black
     background would be far from, and moved in integers when they are taken: with e = m - 128 and s the sum about m,
     ``G_128 = G_m + e s^T + s e^T + N e e^T``.
     """
@@ -64,6 +73,8 @@ class IntegerAccumulator:
         self._sums = {j: self._vector(j, torch.int64) for j in self._columns}
         self._squares = {j: self._vector(j, torch.int64) for j in self._columns}
         self._middle = {j: self._vector(j, torch.float32).fill_(ORIGIN) for j in self._columns}
+        self._about_mean = False
+        self._piece = TALLEST
         self._scratch = torch.empty(0)
         self._centred: dict[int, torch.Tensor] = {}  # kept from block to block: fresh memory costs page faults
 
@@ -80,11 +91,8 @@ class IntegerAccumulator:
         return self._columns
 
     def room(self) -> int:
-        """Return how many more rows fit for certain before the tiles must be taken."""
-        if self._wide:
-            return UNBOUNDED
-        most = max(int(squares.max()) for squares in self._squares.values())
-        return max(0, min(INT32_ROWS - self.count, (INT32_SUM - most) // FARTHEST**2))
+        """Return how many more rows fit before the tiles must be taken."""
+        return UNBOUNDED if self._wide else INT32_ROWS - self.count
 
     def add(self, panels: Panels) -> None:
         """Add rows given as their uint8 tile columns, each (n, width).
@@ -97,18 +105,25 @@ class IntegerAccumulator:
         rows = len(panels[self._columns[0]])
         if not rows:
             return
-        if not self.count and self._kernel.grouped:
-            self._middle = {j: self._mean_of(panels[j]) for j in self._columns}
-        centred = {j: self._centre(j, panels[j]) for j in self._columns}
-        cuts = self._cuts(centred, rows) if self._kernel.grouped else [0, rows]
-        if rows > INT32_ROWS or (not self._wide and self.count + rows > INT32_ROWS):
-            raise self._overflow(rows)
-        for j, panel in centred.items():
-            self._sums[j] += panel.sum(dim=0, dtype=torch.int64 if panel.dtype == torch.int8 else None).to(torch.int64)
-        for start, stop in pairwise(cuts):
-            for (i, j), tile in self._tiles.items():
-                tile.add_(self._kernel.product(centred[i][start:stop], centred[j][start:stop]))
+        if rows > self.room():
+            raise OverflowError(
+                f"{rows} rows on top of {self.count} pass what int32 keeps exact ({INT32_ROWS} at most)"
+            )
+        if self._kernel.grouped:
+            self._choose_middle(panels, rows)
+        for start in range(0, rows, TALLEST):
+            self._add_block({j: self._centre(j, panels[j][start : start + TALLEST]) for j in self._columns})
         self.count += rows
+
+    def _choose_middle(self, panels: Panels, rows: int) -> None:
+        """Begin about the mean; go back to 128, where INT32_ROWS always fit, before rows far from it could overflow."""
+        if not self.count:
+            self._middle = {j: self._mean_of(panels[j]) for j in self._columns}
+            self._about_mean = True
+        if self._about_mean and not self._wide:
+            most = max(int(squares.max()) for squares in self._squares.values())
+            if most + rows * FARTHEST**2 > INT32_SUM:
+                self._return_to_origin()
 
     def _mean_of(self, panel: torch.Tensor) -> torch.Tensor:
         total = panel.to(self._kernel.device).sum(dim=0, dtype=torch.int64)
@@ -120,72 +135,110 @@ class IntegerAccumulator:
             return (panel ^ ORIGIN).view(torch.int8)  # flipping the top bit subtracts 128
         kept = self._centred.get(index)
         if kept is None or len(kept) < len(panel):
-            shape = (max(len(panel), self._block), panel.shape[1])
+            shape = (max(len(panel), min(self._block, TALLEST)), panel.shape[1])
             kept = torch.empty(shape, dtype=self._kernel.dtype, device=self._kernel.device)
             self._centred[index] = kept
         return torch.sub(panel, self._middle[index], out=kept[: len(panel)])
 
-    def _cuts(self, centred: Panels, rows: int) -> list[int]:
-        """Return where the block must be cut, and add to the columns' sums of squares where int32 holds them."""
-        steps = [slice(start, start + STEP) for start in range(0, rows, STEP)]
-        found = [torch.cat([self._squares_of(panel[step]) for panel in centred.values()]) for step in steps]
-        squares = torch.stack(found).to(torch.int64)  # in float32, 2**24 + 1 would be rounded to 2**24 and pass
-        widths = [panel.shape[1] for panel in centred.values()]
-        totals = dict(zip(centred, torch.split(squares.sum(dim=0), widths), strict=True))
-        if not self._wide and max(int((self._squares[j] + total).max()) for j, total in totals.items()) > INT32_SUM:
-            raise self._overflow(rows)
-        for j, total in totals.items():
-            self._squares[j] += total
-        return [*(start * STEP for start in exact_groups(squares)), rows]
+    def _add_block(self, centred: Panels) -> None:
+        rows = len(centred[self._columns[0]])
+        spans = self._add_columns(centred, rows) if self._kernel.grouped else [(0, rows)]
+        for (i, j), tile in self._tiles.items():
+            if i == j and self._kernel.grouped:
+                continue
+            for start, stop in spans:
+                tile.add_(self._kernel.product(centred[i][start:stop], centred[j][start:stop]))
+        for j, panel in centred.items():  # at most TALLEST * 255, which float32 keeps
+            self._sums[j] += panel.sum(dim=0, dtype=torch.int64 if panel.dtype == torch.int8 else None).to(torch.int64)
 
-    def _squares_of(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the columns' sums of squares; squares lie in memory that is kept, as fresh memory costs as much."""
-        if self._scratch.shape != rows.shape:
-            self._scratch = torch.empty_like(rows)
-        return torch.mul(rows, rows, out=self._scratch).sum(dim=0)
+    def _add_columns(self, centred: Panels, rows: int) -> list[Span]:
+        """Add the diagonal tiles and the sums of squares; return the spans of rows in which every column is exact."""
+        spans, steepest = _cut(0, rows, self._piece), 1.0
+        for j, panel in centred.items():
+            exact: list[Span] = []
+            waiting = spans[::-1]
+            while waiting:
+                start, stop = waiting.pop()
+                squares, product = self._squares_of(j, panel[start:stop])
+                most = int(squares.max())
+                if most >= EXACT_SUM and stop - start > ALWAYS:
+                    waiting += _cut(start, stop, _allowed(most / (stop - start)))[::-1]
+                    continue
+                if product is not None:
+                    self._tiles[j, j].add_(product)
+                self._squares[j] += squares
+                steepest = max(steepest, most / (stop - start))
+                exact.append((start, stop))
+            spans = exact
+        self._piece = _allowed(steepest)
+        return spans
 
-    def _overflow(self, rows: int) -> OverflowError:
-        return OverflowError(f"{rows} rows on top of {self.count} pass what int32 keeps exact ({INT32_ROWS} at most)")
+    def _squares_of(self, index: int, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the column sums of squares, exact below 2**24, and the diagonal tile's product that they come from.
+
+        A group of staged tiles need not hold the diagonal ones: then squares are summed by themselves, in memory that
+        is kept, as fresh memory costs as much.
+        """
+        if (index, index) in self._tiles:
+            product = self._kernel.product(rows, rows)
+            return product.diagonal(), product
+        total = torch.zeros(rows.shape[1], dtype=torch.int64, device=rows.device)
+        for start in range(0, len(rows), ALWAYS):
+            part = rows[start : start + ALWAYS]
+            if self._scratch.shape != part.shape:
+                self._scratch = torch.empty_like(part)
+            total += torch.mul(part, part, out=self._scratch).sum(dim=0).to(torch.int64)
+        return total, None
 
     def take(self) -> tuple[int, npt.NDArray[np.int64], Iterator[tuple[Pair, Array]]]:
         """Return count, sum (d of the columns held, int64) and the int32 tiles, about 128, and start again from zero.
 
         The tiles come one by one and are cleared as they go, so no second set of them exists.
         """
-        count, self.count = self.count, 0
-        about, shift = {}, {}
+        count, shift = self.count, self._shift()
+        about = {j: self._sums[j].clone() for j in self._columns}
+        sums = np.concatenate([(about[j] + count * shift[j]).cpu().numpy() for j in self._columns])
+        self.count = 0
         for j in self._columns:
-            shift[j] = self._middle[j].to(torch.int64) - ORIGIN
-            about[j] = self._sums[j].clone()
             self._sums[j].zero_()
             self._squares[j].zero_()
-        sums = np.concatenate([(about[j] + count * shift[j]).cpu().numpy() for j in self._columns])
         return count, sums, self._drain(count, about, shift)
 
+    def _shift(self) -> dict[int, torch.Tensor]:
+        return {j: middle.to(torch.int64) - ORIGIN for j, middle in self._middle.items()}
+
     def _drain(self, count: int, sums: Panels, shift: Panels) -> Iterator[tuple[Pair, Array]]:
-        for (i, j), tile in self._tiles.items():
-            # e s^T + s e^T + N e e^T = e (s + N e)^T + s e^T
-            moved = torch.outer(shift[i], sums[j] + count * shift[j]).add_(torch.outer(sums[i], shift[j])).add_(tile)
-            yield (i, j), moved.to(tile.dtype).cpu().numpy()
+        for pair, tile in self._tiles.items():
+            yield pair, _moved(tile, pair, count, sums, shift).cpu().numpy()
             tile.zero_()
 
+    def _return_to_origin(self) -> None:
+        """Move everything held to 128, in place."""
+        shift = self._shift()
+        for pair, tile in self._tiles.items():
+            tile.copy_(_moved(tile, pair, self.count, self._sums, shift))
+        for j, e in shift.items():
+            self._sums[j] += self.count * e
+            self._middle[j].fill_(ORIGIN)
+        self._about_mean = False
 
-def exact_groups(squares: torch.Tensor) -> list[int]:
-    """Return where groups of steps start so that no column's sum of squares passes 2**24 inside a group.
 
-    Parameters
-    ----------
-    squares : torch.Tensor
-        (steps, d), each step's column sums of squares, none above 2**24.
-    """
-    squares = squares.to(torch.int64)
-    starts, running = [0], squares[0]
-    for step in range(1, len(squares)):
-        running = running + squares[step]
-        if running.max() > EXACT_SUM:
-            starts.append(step)
-            running = squares[step]
-    return starts
+def _moved(tile: torch.Tensor, pair: Pair, count: int, sums: Panels, shift: Panels) -> torch.Tensor:
+    """Return a tile of sums about 128: e s^T + s e^T + N e e^T = e (s + N e)^T + s e^T more than about 128 + e."""
+    i, j = pair
+    moved = torch.outer(shift[i], sums[j] + count * shift[j]).add_(torch.outer(sums[i], shift[j])).add_(tile)
+    return moved.to(tile.dtype)
+
+
+def _allowed(steepness: float) -> int:
+    """Return how many rows stay below 2**24 where the worst column's squares grow by ``steepness`` a row."""
+    return min(TALLEST, max(ALWAYS, int(MARGIN * EXACT_SUM / steepness)))
+
+
+def _cut(start: int, stop: int, most: int) -> list[Span]:
+    """Cut rows evenly into as few spans of at most ``most`` rows as there can be."""
+    parts = -(-(stop - start) // most)
+    return list(pairwise(start + (stop - start) * part // parts for part in range(parts + 1)))
 
 
 class FloatAccumulator:

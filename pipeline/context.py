@@ -11,13 +11,14 @@ from tilecov.storage.partials import Partial
 from tilecov.storage.runs import RunFolder
 from tilecov.storage.tiling import Tiling
 
+from .bounds import INT32_ROWS
 from .covariance import Array
 from .errors import OtherJobError
 from .executors import SerialExecutor
 from .job import Job
 from .momentstore import MomentsStore, Source, Whole, uint8_origin
 from .observer import Observer
-from .plan import Plan
+from .plan import Plan, Span, make_groups
 from .reading import PictureBudget
 from .rows import RowSpec
 from .tasks import Task, TilesTask, UnitTask
@@ -156,21 +157,34 @@ class Context:
         """Run the tasks of all tile groups that are not committed yet; return all commit records."""
         done, staged = self.run.commits("tiles"), tuple(self.committed_units("rows"))
         slim = tuple({name: record[name] for name in ("prefix", "count", "sum")} for record in staged)
+        groups, wide = self._tile_groups(sum(record["count"] for record in staged))
         common = self._common("tiles", with_origin=True)
         tasks = [
             TilesTask(
                 **common,
                 name=f"{left[0]}-{right[0]}",
-                left=left, right=right, staged=slim, wide=self.plan.wide,
+                left=left, right=right, staged=slim, wide=wide,
                 sources=tuple(item["url"] for item in self.manifest["sources"]),
             )
-            for left, right in self.plan.tile_groups
+            for left, right in groups
         ]  # fmt: skip
         self.observer.stage("tiles", sum(len(list(task.pairs())) for task in tasks), "tiles")
         self.observer.advance(sum(record["tiles"] for record in done.values()))
         todo = [task for task in tasks if task.name not in done]
         done |= dict(self._run_tasks(todo, work, lambda record: (record["tiles"], 0)))
         return list(done.values())
+
+    def _tile_groups(self, rows: int) -> tuple[tuple[tuple[Span, Span], ...], bool]:
+        """Return the groups of tiles to sum, and whether in int64.
+
+        The plan knew an estimate of the rows. Where there turn out to be more than int32 holds, int64 tiles in groups
+        of half the side take no more memory than was planned.
+        """
+        groups = self.plan.tile_groups
+        if self.plan.wide or self.kind != "uint8" or rows <= INT32_ROWS:
+            return groups, self.plan.wide
+        (first, last), _ = groups[0]
+        return tuple(make_groups(len(self.tiling), max(1, (last - first) // 2))), True
 
     def _common(self, stage: str, *, with_origin: bool) -> dict[str, Any]:
         floats = with_origin and self.kind != "uint8"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .bounds import INT32_ROWS
 from .job import Job
 from .machine import Machine
 
@@ -136,8 +137,7 @@ class Costs:
 
     def centred(self, rows: int, columns: int) -> int:
         """Bytes of a block of rows made ready for the products: float32, float64 on the way where rows are floats."""
-        steps = 2 * -(-rows // 256) * columns * 4
-        return rows * columns * (4 if self.is_exact else 4 + 8 // max(1, tiles_of(self.job.size))) + steps
+        return rows * columns * (4 if self.is_exact else 4 + 8 // max(1, tiles_of(self.job.size)))
 
     def accumulator(self, entries: int, *, wide: bool = False) -> int:
         """Bytes of the sums of ``entries`` products."""
@@ -171,7 +171,7 @@ class Costs:
     @property
     def wide(self) -> bool:
         """Whether staged sums must be int64 from the start: int32 would not hold that many rows."""
-        return self.facts.samples > 100_000  # an estimate, so well below the 131,071 that int32 holds
+        return self.facts.samples > INT32_ROWS and self.is_exact
 
     def direct_memory(self, width: int) -> int:
         """Bytes of LAPACK's divide and conquer: the matrix, its eigenvectors and two more for the work (measured)."""

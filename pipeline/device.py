@@ -7,13 +7,7 @@ from functools import cache
 
 import torch
 
-ROWS_ALWAYS_EXACT = 1024
-"""Rows whose products of values in [-128, 127] sum to at most 2**24: 1,024 * 2**14."""
-EXACT_SUM = 1 << 24
-"""The largest sum that float32 keeps exact whatever the order of additions."""
-
-INT32_ROWS = 131_071
-"""Rows whose products of values in [-128, 127] sum to less than 2**31."""
+from .bounds import INT32_ROWS, ROWS_ALWAYS_EXACT
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

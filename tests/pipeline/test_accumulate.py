@@ -1,21 +1,17 @@
 """Rows into tiles: blocks are cut where they must be, and what comes out is exact."""
 
-from itertools import pairwise
-
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from tilecov.pipeline.accumulate import (
     INT32_ROWS,
     ORIGIN,
     FloatAccumulator,
     IntegerAccumulator,
-    exact_groups,
     panels_of,
 )
 from tilecov.pipeline.device import Kernel, choose_kernel, int8_product
@@ -47,26 +43,44 @@ def accumulate(rows: Rows, tiling: Tiling, kernel: Kernel = FLOAT32) -> IntegerA
 
 # Where blocks are cut
 
-# Near the bound, and tiny: the sums that float32 would round away.
-SQUARES = st.one_of(st.integers(0, 3), st.integers(0, LIMIT), st.sampled_from([2**22, 2**22 - 1, 2**23, LIMIT]))
+
+def watched(lengths: list[int]) -> Kernel:
+    """Return the float32 kernel, noting the rows of each product of two different columns."""
+
+    def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        if left.data_ptr() != right.data_ptr():
+            worst = max(float(part.to(torch.float64).square().sum(dim=0).max()) for part in (left, right))
+            assert worst < LIMIT
+            lengths.append(len(left))
+        return FLOAT32.product(left, right)
+
+    return Kernel("watched", CPU, torch.float32, product, grouped=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.float32], ids=str)
-@given(hnp.arrays(np.int64, st.tuples(st.integers(1, 12), st.integers(1, 3)), elements=SQUARES))
-@settings(deadline=None, max_examples=200)
-def test_groups_are_exact_and_as_long_as_they_can_be(dtype: torch.dtype, squares: Integers) -> None:
-    starts = exact_groups(torch.tensor(squares).to(dtype))
-    assert starts[0] == 0
-    assert sorted(set(starts)) == starts
-    for start, stop in pairwise([*starts, len(squares)]):
-        assert squares[start:stop].sum(axis=0).max() <= LIMIT
-        assert stop == len(squares) or squares[start : stop + 1].sum(axis=0).max() > LIMIT
+@pytest.mark.parametrize(
+    ("low", "high", "spans"),
+    [
+        (128, 129, [4096]),  # quiet: never cut
+        (0, 255, [819, 819, 819, 819, 820]),  # as loud as can be: 2**24 / 128**2, with a margin, cut evenly
+    ],
+)
+def test_blocks_are_cut_seldom(low: int, high: int, spans: list[int]) -> None:
+    rows = np.where(np.arange(4096)[:, None] % 2, low, high).astype(np.uint8).repeat(2, axis=1)
+    lengths: list[int] = []
+    accumulator = IntegerAccumulator(Tiling(2, 1), [(0, 0), (0, 1), (1, 1)], watched(lengths))
+    for _ in range(2):
+        accumulator.add(panels_of(torch.tensor(rows), Tiling(2, 1)))
+    assert lengths == spans * 2
 
 
-def test_a_group_may_fill_the_bound_but_not_pass_it_by_one() -> None:
-    quarter = [[2.0**22]] * 4
-    assert exact_groups(torch.tensor(quarter)) == [0]
-    assert exact_groups(torch.tensor([*quarter, [0.0], [1.0], [1.0]])) == [0, 5]
+def test_rows_become_longer_again_after_a_loud_block() -> None:
+    loud = np.where(np.arange(2048)[:, None] % 2, 0, 255).astype(np.uint8).repeat(2, axis=1)
+    lengths: list[int] = []
+    accumulator = IntegerAccumulator(Tiling(2, 1), [(0, 0), (0, 1), (1, 1)], watched(lengths))
+    for rows in (loud, np.full_like(loud, 128), np.full_like(loud, 128)):
+        lengths.clear()
+        accumulator.add(panels_of(torch.tensor(rows), Tiling(2, 1)))
+    assert lengths == [2048]
 
 
 @st.composite
@@ -79,24 +93,17 @@ def loud_rows(draw: st.DrawFn) -> Rows:
 
 @given(loud_rows())
 @settings(deadline=None, max_examples=60)
-def test_no_product_is_asked_for_that_float32_could_round(rows: Rows) -> None:
-    """By Cauchy-Schwarz no partial sum of a product passes the largest column's sum of squares.
-
-    The products are taken about one value a column, the rounded mean of the first block.
-    """
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def spy(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        seen.append((left.to(torch.int64), right.to(torch.int64)))
-        return FLOAT32.product(left, right)
-
-    tiling = Tiling(3, 3)
-    accumulate(rows, tiling, Kernel("spy", CPU, torch.float32, spy, grouped=True))
-    away = rows.astype(np.int64) - torch.cat([left for left, _ in seen]).numpy()
-    assert (away == away[0]).all()
-    for factors in seen:
-        for factor in factors:
-            assert int(factor.square().sum(dim=0).max()) <= LIMIT
+def test_no_product_counts_that_float32_could_have_rounded(rows: Rows) -> None:
+    """By Cauchy-Schwarz no partial sum of a product passes the largest column's sum of squares."""
+    lengths: list[int] = []
+    tiling = Tiling(3, 1)
+    pairs = [(0, 0), (1, 1), (2, 2), (0, 2)]  # `watched` looks at the squares of the last one's factors
+    accumulator = IntegerAccumulator(tiling, pairs, watched(lengths))
+    accumulator.add(panels_of(torch.tensor(rows), tiling))
+    assert sum(lengths) == len(rows)
+    y = about_128(rows)
+    found = {pair: int(tile[0, 0]) for pair, tile in accumulator.take()[2]}
+    assert found == {(i, j): int(y[:, i] @ y[:, j]) for i, j in pairs}
 
 
 def test_a_kernel_with_room_for_all_rows_gets_them_in_one_block() -> None:
@@ -198,7 +205,7 @@ def test_taking_starts_again_from_zero() -> None:
     accumulator = accumulate(first, tiling)
     *_, tiles = accumulator.take()
     assert len(list(tiles)) == 6
-    assert (accumulator.count, accumulator.room()) == (0, (2**31 - 1) // 255**2)
+    assert (accumulator.count, accumulator.room()) == (0, INT32_ROWS)
     accumulator.add(panels_of(torch.tensor(second), tiling))
     count, sums, tiles = accumulator.take()
     y = about_128(second)
@@ -244,30 +251,20 @@ def test_taking_clears_float_tiles() -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
-def test_rows_far_from_the_first_block_are_exact_and_room_is_never_too_large(kernel: Kernel) -> None:
-    """A first block of zeros puts the middle at 0; then every other value is 255."""
-    rows = np.zeros((60_000, 2), np.uint8)
-    rows[1000::2] = 255
-    accumulator = IntegerAccumulator(Tiling(2, 2), [(0, 0)], kernel)
-    total, count = np.zeros((2, 2), np.int64), 0
+@pytest.mark.parametrize("pairs", [[(0, 0), (0, 1), (1, 1)], [(0, 1)]], ids=["with diagonals", "without"])
+def test_rows_far_from_the_first_block_are_exact(kernel: Kernel, pairs: list[tuple[int, int]]) -> None:
+    """A first block of zeros puts the middle at 0; the squares of the others about it would pass int32."""
+    rows = np.full((INT32_ROWS, 2), 255, np.uint8)
+    rows[:1000] = 0
+    rows[-1] = (1, 200)
+    tiling = Tiling(2, 1)
+    accumulator = IntegerAccumulator(tiling, pairs, kernel)
     for start in range(0, len(rows), 1000):
-        if accumulator.room() < 1000:
-            found, _, tiles = accumulator.take()
-            total += next(tiles)[1]
-            count += found
-        accumulator.add(panels_of(torch.tensor(rows[start : start + 1000]), Tiling(2, 2)))
-    found, _, tiles = accumulator.take()
-    y = about_128(rows)
-    assert count + found == len(rows)
-    assert np.array_equal(total + next(tiles)[1], y.T @ y)
-
-
-def test_rows_that_int32_would_not_hold_are_refused_and_leave_nothing_behind() -> None:
-    accumulator = IntegerAccumulator(Tiling(1, 1), [(0, 0)], FLOAT32)
-    accumulator.add(panels_of(torch.zeros((10, 1), dtype=torch.uint8), Tiling(1, 1)))
-    with pytest.raises(OverflowError, match="int32"):
-        accumulator.add(panels_of(torch.full((40_000, 1), 255, dtype=torch.uint8), Tiling(1, 1)))
-    accumulator.add(panels_of(torch.full((10, 1), 255, dtype=torch.uint8), Tiling(1, 1)))
+        accumulator.add(panels_of(torch.tensor(rows[start : start + 1000]), tiling))
+    assert accumulator.room() == 0
     count, sums, tiles = accumulator.take()
-    assert (count, sums.tolist()) == (20, [10 * 127 - 10 * 128])
-    assert next(tiles)[1].tolist() == [[10 * 127**2 + 10 * 128**2]]
+    y = about_128(rows)
+    assert (count, sums.tolist()) == (len(rows), y.sum(axis=0).tolist())
+    assert {pair: int(tile[0, 0]) for pair, tile in tiles} == {(i, j): int(y[:, i] @ y[:, j]) for i, j in pairs}
+    accumulator.add(panels_of(torch.tensor(rows[:3]), tiling))  # and about their own mean again
+    assert [int(tile[0, 0]) for _, tile in accumulator.take()[2]] == [3 * 128**2] * len(pairs)

@@ -16,6 +16,7 @@ from tilecov.pipeline.cli import run_safely
 from tilecov.pipeline.errors import BusyError, DoesNotFitError, OtherJobError, TooManyGroupsError
 from tilecov.pipeline.merge import merge
 from tilecov.pipeline.symmetry import GENERATORS, permutation
+from tilecov.pipeline.tasks import TilesTask
 from tilecov.pipeline.verify import verify
 from tilecov.storage.lease import lease
 from tilecov.storage.objects import Folder
@@ -59,6 +60,25 @@ def test_staged_in_many_tile_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(manifest["plan"]["tile_groups"]) == 6
     assert manifest["moments_digest"] == digest_of(images)
     assert breaches(tmp_path / "run") == []
+
+
+def test_more_rows_than_int32_holds_where_fewer_were_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan counted int32 tiles in one group; int64 tiles in groups of half the side take no more memory."""
+    monkeypatch.setattr("tilecov.pipeline.context.INT32_ROWS", 49)
+    wide: list[bool] = []
+    accumulator = TilesTask.accumulator
+
+    def spy(task: TilesTask, *args: Any, **options: Any) -> Any:
+        wide.append(options["wide"])
+        return accumulator(task, *args, **options)
+
+    monkeypatch.setattr(TilesTask, "accumulator", spy)
+    images = random_images(50, 27)
+    paths = tuple(str(path) for path in write_shards(tmp_path / "shards", images, 3))
+    manifest = run(Job(shards=paths, resolution=27, rank=0, out=str(tmp_path / "run"), strategy="staged"))
+    assert len(manifest["plan"]["tile_groups"]) == 1
+    assert wide == [True] * 6
+    assert manifest["moments_digest"] == digest_of(images)
 
 
 def test_rows_are_kept_when_asked(tmp_path: Path, shards: Shards) -> None:

@@ -1,0 +1,8 @@
+"""How many rows of centred uint8 values which numbers keep exactly. No imports, so that a plan stays quick."""
+
+ROWS_ALWAYS_EXACT = 1024
+"""Rows whose products of values in [-128, 127] sum to at most 2**24: 1,024 * 2**14."""
+EXACT_SUM = 1 << 24
+"""The largest sum that float32 keeps exact whatever the order of additions."""
+INT32_ROWS = 131_071
+"""Rows whose products of values in [-128, 127] sum to less than 2**31."""
