@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from tilecov.storage.tiling import Tiling
 from .accumulate import ORIGIN, Pair
 from .covariance import Array, Float, covariance_tile, mean_vector
 from .moments import block_hashes, digest_of_hashes
+from .norms import Norms
 
 
 class Source(Protocol):
@@ -34,6 +36,9 @@ class Source(Protocol):
     def read(self, i: int, j: int) -> Array:
         """Return upper tile (i, j)."""
 
+    def norms(self) -> Norms | None:
+        """Return the sums of norms; None for float rows."""
+
     def check(self) -> None:
         """Raise DamagedTileError where what was read is not what was written."""
 
@@ -50,12 +55,15 @@ class Part:
         Record of the sum.
     tiles : mapping of (int, int) to dict
         Records of the upper tiles.
+    norm_sums : dict or None
+        Record of the sums of norms.
     """
 
     partial: Partial
     count: int
     sums: dict[str, Any]
     tiles: Mapping[Pair, dict[str, Any]]
+    norm_sums: dict[str, Any] | None = None
     sign: int = 1
 
     def sum(self) -> Array:
@@ -65,6 +73,10 @@ class Part:
     def read(self, i: int, j: int) -> Array:
         """Return upper tile (i, j)."""
         return self.partial.read(self.tiles[i, j])
+
+    def norms(self) -> Norms | None:
+        """Return the sums of norms; None for float rows."""
+        return None if self.norm_sums is None else Norms.read(self.partial, self.norm_sums)
 
     def check(self) -> None:
         """Every tile was checked as it was read."""
@@ -114,6 +126,10 @@ class Whole:
         cross = np.multiply.outer(s[rows], e[columns]) + np.multiply.outer(e[rows], s[columns])
         return np.asarray(tile + cross + self.count * np.multiply.outer(e[rows], e[columns]))
 
+    def norms(self) -> Norms | None:
+        """Return the sums of norms; None for float rows."""
+        return self.store.norms
+
     def check(self) -> None:
         """Raise DamagedTileError where the tiles read do not have the digest of their run."""
         found = digest_of_hashes(self.store.tiling.size, self.count, self._sums, self._hashes)
@@ -160,6 +176,22 @@ class MomentsStore:
     def origin(self) -> Array:
         """(1,) or (d,): what was subtracted from every row."""
         return read_vector(self.group, "origin")
+
+    @property
+    def norms(self) -> Norms | None:
+        """Sums of norms; None for float rows.
+
+        Raises
+        ------
+        DamagedTileError
+            Where they are not what was written.
+        """
+        if "fourth" not in self.group.attrs:
+            return None
+        limbs, found = read_vector(self.group, "third"), str(self.group.attrs["third"])
+        if _sha256(limbs) != found:
+            raise DamagedTileError(f"{self.group.name}/third of {self.group.store} has another checksum than {found}")
+        return Norms.from_limbs(int(str(self.group.attrs["fourth"])), limbs.reshape(2, -1))
 
     @property
     def gram(self) -> TileMatrix:
@@ -243,15 +275,43 @@ def add_up(group: zarr.Group, sources: Sequence[Source], tiling: Tiling, origin:
     sums = np.zeros(tiling.size, gram.dtype)
     for source in sources:
         sums += source.sign * source.sum()
-    finish(group, sum(source.sign * source.count for source in sources), sums, origin, hashes)
+    count = sum(source.sign * source.count for source in sources)
+    finish(group, count, sums, origin, hashes, total_norms(sources, tiling.size))
 
 
-def finish(group: zarr.Group, count: int, sums: Array, origin: Array, hashes: Mapping[Pair, bytes]) -> None:
+def total_norms(sources: Iterable[Source], size: int) -> Norms | None:
+    """Return the sums of norms over all sources; None where one has none."""
+    total = Norms.none(size)
+    for source in sources:
+        found = source.norms()
+        if found is None:
+            return None
+        total += found if source.sign > 0 else -found
+    return total
+
+
+def finish(
+    group: zarr.Group,
+    count: int,
+    sums: Array,
+    origin: Array,
+    hashes: Mapping[Pair, bytes],
+    norms: Norms | None,
+) -> None:
     """Complete moments whose gram is written; their attributes come last."""
     write_vector(group, "sum", sums)
     write_vector(group, "origin", origin)
     digest = digest_of_hashes(len(sums), count, sums, hashes)
-    group.attrs.update({"format": 1, "count": count, "digest": digest})
+    found: dict[str, Any] = {"format": 1, "count": count, "digest": digest}
+    if norms is not None:
+        limbs = norms.limbs().reshape(-1)
+        write_vector(group, "third", limbs)
+        found |= {"fourth": str(norms.fourth), "third": _sha256(limbs)}
+    group.attrs.update(found)
+
+
+def _sha256(values: Array) -> str:
+    return sha256(np.ascontiguousarray(values).data.cast("B")).hexdigest()
 
 
 def parts_of(run: RunFolder, records: Iterable[Mapping[str, Any]]) -> dict[str, list[Source]]:
@@ -261,7 +321,9 @@ def parts_of(run: RunFolder, records: Iterable[Mapping[str, Any]]) -> dict[str, 
         partial = Partial(run.folder(record["prefix"]))
         for part in record["parts"]:
             tiles = {(i, j): tile for i, j, tile in part["tiles"]}
-            found.setdefault(part["group"], []).append(Part(partial, part["count"], part["sum"], tiles))
+            found.setdefault(part["group"], []).append(
+                Part(partial, part["count"], part["sum"], tiles, part.get("norms"))
+            )
     return found
 
 

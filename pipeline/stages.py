@@ -16,7 +16,8 @@ from .device import choose_device
 from .errors import CertificateError, TooFewRowsError
 from .export import write_artifacts
 from .grouping import folder_name
-from .momentstore import MomentsStore, Source, add_up, create_gram, dtype_of, finish, parts_of
+from .momentstore import MomentsStore, Source, add_up, create_gram, dtype_of, finish, parts_of, total_norms
+from .norms import Norms
 from .svd import direct
 from .symmetry import add_symmetries
 from .tasks import read_unit, stage_unit, sum_tiles, sum_unit
@@ -74,7 +75,7 @@ def merge(context: Context) -> None:
 
 
 def _finish_tiles(context: Context) -> None:
-    records = [context.run.commits("rows")[name] for name in context.unit_names]
+    records = context.committed_units("rows")
     raw = np.sum([Partial(context.run.folder(record["prefix"])).read(record["sum"]) for record in records], axis=0)
     rows = sum(record["count"] for record in records)
     sums = [raw - rows * context.origin, *(source.sum() for source in context.sources())]
@@ -85,8 +86,18 @@ def _finish_tiles(context: Context) -> None:
     }
     group = open_group(context.run.folder(MOMENTS), writable=True)
     total = np.sum(sums, axis=0).astype(dtype_of(context.origin))
-    finish(group, rows + context.taken_over, total, context.origin, hashes)
+    finish(group, rows + context.taken_over, total, context.origin, hashes, _staged_norms(context, records))
     context.note_digest("")
+
+
+def _staged_norms(context: Context, records: list[Record]) -> Norms | None:
+    """Return the sums of norms of staged rows and of the runs taken over; None for float rows."""
+    if context.kind != "uint8":
+        return None
+    total = total_norms(context.sources(), context.tiling.size)
+    for record in records if total is not None else ():
+        total += Norms.read(Partial(context.run.folder(record["prefix"])), record["norms"])
+    return total
 
 
 def _add_parts(context: Context) -> None:

@@ -69,7 +69,9 @@ def _double(root: zarr.Group, before: str, after: str, p: Permutation) -> None:
             total = store.gram.read(i, j) + column[rows] + shift.tile(rows, columns)
             gram.write(i, j, total)
             hashes.update(block_hashes(store.tiling, i, j, total))
-    finish(group, 2 * store.count, store.sum + shift.sums + store.count * shift.origin, store.origin, hashes)
+    sums, norms = store.sum + shift.sums + store.count * shift.origin, store.norms
+    both = None if norms is None else norms + norms.permuted(p)
+    finish(group, 2 * store.count, sums, store.origin, hashes, both)
     del root["permuted"]
     if before:
         del root[before]

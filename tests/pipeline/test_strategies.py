@@ -193,7 +193,7 @@ def test_symmetries_equal_a_run_over_the_flipped_images(
     assert manifest["moments_digest"] == digest_of(images)
     assert breaches(tmp_path / "run") == []
     names = set(zarr.open_group(tmp_path / "run" / "moments.zarr", mode="r"))
-    assert names == {"sum", "origin", "gram", "augmented"}
+    assert names == {"sum", "origin", "gram", "third", "augmented"}
 
 
 def test_symmetries_of_float_rows(tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""Sums of norms: exact integers, whatever the rows, and the same after any merge."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tilecov.pipeline.norms import Norms, norms_of
+
+Rows = npt.NDArray[np.uint8]
+
+
+def plain(rows: Rows) -> tuple[int, list[int]]:
+    """Return both sums in Python's integers, term by term."""
+    y = rows.astype(int).astype(object) - 128
+    squares = (y * y).sum(axis=1)
+    return int((squares * squares).sum()), [int(total) for total in (squares[:, None] * y).sum(axis=0)]
+
+
+@given(hnp.arrays(np.uint8, st.tuples(st.integers(0, 9), st.integers(1, 12))))
+@settings(deadline=None)
+def test_equals_plain_integers(rows: Rows) -> None:
+    found = norms_of(rows)
+    fourth, third = plain(rows) if len(rows) else (0, [0] * rows.shape[1])
+    assert (found.fourth, found.third.tolist()) == (fourth, third)
+
+
+@pytest.mark.parametrize("value", [0, 1, 254, 255])
+@pytest.mark.parametrize("size", [1, 1023, 1024, 1025, 5000])
+def test_the_loudest_rows_are_exact(value: int, size: int) -> None:
+    count, y = 700, value - 128
+    found = norms_of(np.full((count, size), value, np.uint8))
+    assert found.fourth == count * (size * y * y) ** 2
+    assert set(found.third) == {count * size * y**3}
+
+
+def test_random_rows_taller_and_wider_than_a_step() -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (600, 3000), np.uint8)
+    found = norms_of(rows)
+    assert (found.fourth, found.third.tolist()) == plain(rows)
+
+
+@given(st.lists(st.integers(-(2**90), 2**90), min_size=1, max_size=5))
+def test_limbs_hold_what_int64_would_not(values: list[int]) -> None:
+    third = np.array(values, dtype=object) % 2**94 - 2**93  # the high limb is int64
+    limbs = Norms(7, third).limbs()
+    assert limbs.dtype == np.int64
+    assert (limbs[1] >= 0).all()
+    again = Norms.from_limbs(7, limbs)
+    assert (again.fourth, again.third.tolist()) == (7, third.tolist())
+
+
+def test_adding_taking_away_and_permuting() -> None:
+    a, b = np.split(np.random.default_rng(1).integers(0, 256, (50, 6), np.uint8), [20])
+    both = norms_of(np.concatenate([a, b]))
+    rest = both + -norms_of(a)
+    assert (rest.fourth, rest.third.tolist()) == plain(b)
+    assert (Norms.none(6) + norms_of(b)).third.tolist() == plain(b)[1]
+    order = np.array([5, 0, 1, 4, 3, 2])
+    assert norms_of(a[:, order]).third.tolist() == norms_of(a).permuted(order).third.tolist()
