@@ -16,6 +16,7 @@ from .covariance import Array
 from .errors import OtherJobError
 from .executors import SerialExecutor
 from .job import Job
+from .ledgers import combine
 from .momentstore import MomentsStore, Source, Whole, uint8_origin
 from .observer import Observer
 from .plan import Plan, Span, make_groups
@@ -96,8 +97,20 @@ class Context:
         return RunFolder(Folder(source["url"], self.job.storage_options))
 
     def sources(self) -> list[Source]:
-        """Return the finished runs that this one adds or takes away."""
+        """Return the finished runs that this one adds or takes away.
+
+        Raises
+        ------
+        OtherJobError
+            Where one holds other moments than when this run was begun.
+        """
         stores = [(MomentsStore.open(self._source_run(item)), item) for item in self.manifest["sources"]]
+        for store, item in stores:
+            if store.digest != item["digest"]:
+                raise OtherJobError(
+                    f"{item['url']} had moments {item['digest']} when {self.run.url} was begun and has {store.digest} "
+                    "now; choose another --out"
+                )
         return [Whole(store, self.origin, item["url"], item["sign"]) for store, item in stores]
 
     @property
@@ -107,18 +120,9 @@ class Context:
 
     def ledger(self) -> list[Record]:
         """Return the ledger of everything that counts, shard by shard."""
-        lines: dict[tuple[Any, ...], list[Record]] = {}
-        for item in self.manifest["sources"]:
-            for line in self._source_run(item).read_ledger():
-                identity = (line["url"], line["size"], line["tag"])
-                if item["sign"] > 0:
-                    lines.setdefault(identity, []).append(line)
-                else:
-                    lines[identity].pop()
+        read = [(item["sign"], self._source_run(item).read_ledger()) for item in self.manifest["sources"]]
         own = self.committed_units("rows" if self.plan.strategy == "staged" else "moments")
-        return [line for found in lines.values() for line in found] + [
-            line for record in own for line in record["ledger"]
-        ]
+        return [*combine(read), *(line for record in own for line in record["ledger"])]
 
     @property
     def unit_names(self) -> list[str]:
@@ -229,10 +233,9 @@ class Context:
             shard = now.get(line["url"])
             if shard is None:
                 raise OtherJobError(f"{self.run.url} was begun with {line['url']}, not named now; choose another --out")
-            if (shard.size, shard.tag) != (line["size"], line["tag"]):
+            if change := shard.change_since(line):
                 raise OtherJobError(
-                    f"{line['url']} has changed since {self.run.url} read it: {line['size']} bytes, version "
-                    f"{line['tag']} then, {shard.size} bytes, version {shard.tag} now; choose another --out"
+                    f"{line['url']} has changed since {self.run.url} read it: {change}; choose another --out"
                 )
 
 

@@ -28,6 +28,22 @@ def mean_vector(count: int, sums: Array, origin: Array | int, scale: float = 1.0
     return np.asarray(scale * (sums / count + origin) + offset, np.float64)
 
 
+def shift_of_tile(count: int, sums: Array, shift: Array, rows: slice, columns: slice) -> Array:
+    """Return what a tile of the gram gains where its origin o moves to o - e: ``s e^T + e s^T + N e e^T``.
+
+    Parameters
+    ----------
+    count : int
+        Rows of data, N.
+    sums, shift : array
+        (d,) s about the old origin, and e.
+    rows, columns : slice
+        Of the tile.
+    """
+    cross = np.multiply.outer(sums[rows], shift[columns]) + np.multiply.outer(shift[rows], sums[columns])
+    return np.asarray(cross + count * np.multiply.outer(shift[rows], shift[columns]))
+
+
 def covariance_tile(count: int, rows: Array, columns: Array, gram: Array, scale: float = 1.0) -> Float:
     """Return a tile of the covariance (G - s s^T / N) / (N - 1), times scale squared, in float64.
 

@@ -8,12 +8,11 @@ from tilecov.storage.runs import RunFolder
 
 from .errors import OtherJobError
 from .job import Job
+from .ledgers import combine
 from .machine import measure
 from .observer import Observer
 from .plan import plan
 from .run import Manifest, check_kinds, go_on, nothing_to_read, source_of, write_manifest
-
-Line = dict[str, Any]
 
 
 def merge(
@@ -51,7 +50,8 @@ def merge(
     job = _job_of(runs[0], out, options, changes or {})
     sources = [source_of(url, job, 1) for url in runs] + [source_of(url, job, -1) for url in subtract]
     check_kinds(sources)
-    ledger = _combine(sources, options, allow_duplicates=allow_duplicates)
+    read = [(source["sign"], RunFolder(Folder(source["url"], options)).read_ledger()) for source in sources]
+    ledger = combine(read, allow_duplicates=allow_duplicates)
 
     def begin() -> Manifest:
         facts = nothing_to_read(sources)
@@ -74,23 +74,3 @@ def _job_of(url: str, out: str, options: dict[str, Any], changes: Mapping[str, A
         raise FileNotFoundError(f"no run at {url}; `tilecov run` makes one")
     fields = {name: value for name, value in manifest["job"].items() if name not in {"extend", "group_by"}}
     return Job(**{**fields, **changes, "out": out})
-
-
-def _combine(sources: Sequence[Mapping[str, Any]], options: dict[str, Any], *, allow_duplicates: bool) -> list[Line]:
-    """Return the ledger of the result; OtherJobError where a shard is twice in it, or is subtracted and not in it."""
-    lines: dict[str, list[Line]] = {}
-    for source in sources:
-        for line in RunFolder(Folder(source["url"], options)).read_ledger():
-            found = lines.setdefault(line["url"], [])
-            if source["sign"] < 0:
-                if line not in found:
-                    raise OtherJobError(f"{line['url']} of {source['url']} is not among the runs added, as it was read")
-                found.remove(line)
-            elif found and not allow_duplicates:
-                raise OtherJobError(
-                    f"{line['url']} was read by two of the runs, its {line['used']} rows would count twice; "
-                    "--allow-duplicates lets them"
-                )
-            else:
-                found.append(line)
-    return [line for found in lines.values() for line in found]

@@ -14,7 +14,7 @@ from tilecov.storage.tiles import TileMatrix, open_group, read_vector, write_vec
 from tilecov.storage.tiling import Tiling
 
 from .accumulate import ORIGIN, Pair
-from .covariance import Array, Float, covariance_tile, mean_vector
+from .covariance import Array, Float, covariance_tile, mean_vector, shift_of_tile
 from .moments import block_hashes, digest_of_hashes
 from .norms import Norms
 
@@ -122,9 +122,7 @@ class Whole:
         if not self._shift.any():
             return tile
         rows, columns = (self.store.tiling.span(index) for index in (i, j))
-        e, s = self._shift, self._sums
-        cross = np.multiply.outer(s[rows], e[columns]) + np.multiply.outer(e[rows], s[columns])
-        return np.asarray(tile + cross + self.count * np.multiply.outer(e[rows], e[columns]))
+        return np.asarray(tile + shift_of_tile(self.count, self._sums, self._shift, rows, columns))
 
     def norms(self) -> Norms | None:
         """Return the sums of norms; None for float rows."""

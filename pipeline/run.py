@@ -162,11 +162,8 @@ def new_to(sources: list[dict[str, Any]], shards: tuple[Shard, ...], job: Job) -
         read |= {line["url"]: line for line in RunFolder(Folder(source["url"], job.storage_options)).read_ledger()}
     for shard in shards:
         line = read.get(shard.url)
-        if line is not None and (line["size"], line["tag"]) != (shard.size, shard.tag):
-            raise OtherJobError(
-                f"{shard.url} has changed since the run to extend read it: {line['size']} bytes, version "
-                f"{line['tag']} then, {shard.size} bytes, version {shard.tag} now; make a new run"
-            )
+        if line is not None and (change := shard.change_since(line)):
+            raise OtherJobError(f"{shard.url} has changed since the run to extend read it: {change}; make a new run")
     return tuple(shard for shard in shards if shard.url not in read)
 
 
@@ -195,11 +192,8 @@ def _check_shards(manifest: Mapping[str, Any], shards: tuple[Shard, ...], folder
         line = read.get(shard.url)
         if line is None:
             raise OtherJobError(f"{folder.url} holds a run without {shard.url}; choose another --out")
-        if (line["size"], line["tag"]) != (shard.size, shard.tag):
-            raise OtherJobError(
-                f"{shard.url} has changed since {folder.url} read it: {line['size']} bytes, version {line['tag']} "
-                f"then, {shard.size} bytes, version {shard.tag} now; choose another --out"
-            )
+        if change := shard.change_since(line):
+            raise OtherJobError(f"{shard.url} has changed since {folder.url} read it: {change}; choose another --out")
 
 
 def _carry_out(

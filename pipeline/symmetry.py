@@ -17,7 +17,7 @@ import zarr
 from tilecov.storage.tiles import TileMatrix
 
 from .accumulate import Pair
-from .covariance import Array
+from .covariance import Array, shift_of_tile
 from .moments import block_hashes
 from .momentstore import MomentsStore, create_gram, finish
 
@@ -100,11 +100,7 @@ class _Shift:
         return cls(store.count, store.sum[p], origin[p] - origin)
 
     def tile(self, rows: slice, columns: slice) -> Array | int:
-        e, s = self.origin, self.sums
-        if not e.any():
-            return 0
-        cross = np.multiply.outer(s[rows], e[columns]) + np.multiply.outer(e[rows], s[columns])
-        return np.asarray(cross + self.count * np.multiply.outer(e[rows], e[columns]))
+        return shift_of_tile(self.count, self.sums, self.origin, rows, columns) if self.origin.any() else 0
 
 
 def _tile(matrix: TileMatrix) -> tuple[int, int]:

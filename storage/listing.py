@@ -40,6 +40,13 @@ class Shard:
         """Return the fields as JSON takes them."""
         return asdict(self)
 
+    def change_since(self, line: Mapping[str, Any]) -> str | None:
+        """Return how this shard differs from its line in a ledger, both numbers named; None where it does not."""
+        if (self.size, self.tag) == (line["size"], line["tag"]):
+            return None
+        then = f"{line['size']} bytes, version {line['tag']} then"
+        return f"{then}, {self.size} bytes, version {self.tag} now"
+
 
 def list_shards(urls: Sequence[str], options: Mapping[str, Any] | None = None) -> list[Shard]:
     """List the shards that URLs, globs and folders name, in the order given and by name inside a glob or folder.

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tilecov.pipeline import Job, Moments, run
 from tilecov.pipeline.cli import run_safely
 from tilecov.pipeline.errors import OtherJobError
+from tilecov.pipeline.merge import merge
 from tilecov.pipeline.synth import synth
 from tilecov.pipeline.verify import verify
 from tilecov.storage.objects import Folder
@@ -289,3 +291,18 @@ def test_float_rows_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(Crash):
             run(Job(**job, out=str(tmp_path / "run")))
     assert run(Job(**job, out=str(tmp_path / "run")))["moments_digest"] == expected["moments_digest"]
+
+
+def test_a_source_that_was_made_anew_since_is_refused(tmp_path: Path) -> None:
+    """An interrupted merge goes on only with the moments that it was begun with."""
+    first, second = write_shards(tmp_path / "shards", random_images(20, 4), 2)
+    job = {"resolution": 4, "rank": 0}
+    for name, shard in (("a", first), ("b", second), ("other", second)):
+        run(Job(shards=(str(shard),), out=str(tmp_path / name), **job))
+    merge([str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "c"))
+    manifest = json.loads((tmp_path / "c" / "run.json").read_text())
+    (tmp_path / "c" / "run.json").write_text(json.dumps({**manifest, "state": "running", "stages": {}}))
+    shutil.rmtree(tmp_path / "a")
+    (tmp_path / "other").rename(tmp_path / "a")
+    with pytest.raises(OtherJobError, match=f"{manifest['sources'][0]['digest']} when .* was begun"):
+        merge([str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "c"), allow_duplicates=True)
