@@ -1,9 +1,9 @@
-"""The certificate: the measured quality of a spectrum, streamed over tiles."""
+"""The certificate: the measured quality of a spectrum, streamed over tiles of the covariance or over its rows."""
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import torch
 from tilecov.storage.tiling import Tiling
 
 from .svd.direct import SymmetricTiles
+from .svd.dual import Rows, centred
 
 RESIDUAL_LIMIT = 3e-5
 ORTHOGONALITY_LIMIT = 1e-5
@@ -34,9 +35,9 @@ class Certificate:
     orthogonality : float
         ``||U^T U - I||_F / sqrt(k)``.
     trace : float
-        ``|sum(LA) - trace(S)| / trace(S)``; None where k < d.
+        ``|sum(LA) - trace(S)| / trace(S)``; None where eigenvalues above 0 may have been cut.
     frobenius : float
-        ``| ||LA||_2 - ||S||_F | / ||S||_F``; None where k < d.
+        ``| ||LA||_2 - ||S||_F | / ||S||_F``; None likewise.
     eigenvalue_error : float
         No eigenvalue is further from one of S than this, relative to the largest: Weyl's bound from the residual.
     energy : float
@@ -45,6 +46,9 @@ class Certificate:
         Largest over smallest eigenvalue; None where the smallest is 0.
     rank : int
         Eigenvalues above 0.
+    tail : float or None
+        Mean of the eigenvalues that were cut, ``(trace(S) - sum(LA)) / (d - k)``, 0 where rounding would make it
+        negative; None where k = d, and in certificates of earlier versions.
     """
 
     residual: float
@@ -55,6 +59,7 @@ class Certificate:
     energy: float
     condition: float | None
     rank: int
+    tail: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
@@ -77,70 +82,167 @@ class Certificate:
         ]
 
 
-def measure(matrix: SymmetricTiles, slabs: Slabs, values: Array, budget: int) -> Certificate:
-    """Measure a spectrum against its matrix.
+class Source(Protocol):
+    """What a certificate needs to know of S (d, d)."""
+
+    @property
+    def size(self) -> int:
+        """Rows and columns of S, d."""
+
+    def norms(self) -> tuple[float, float]:
+        """Return the trace and the Frobenius norm."""
+
+    def residuals(self, slabs: Slabs, values: Array, budget: int) -> Iterator[float]:
+        """Yield parts of the squared Frobenius norm of ``S U - U diag(LA)``."""
+
+
+@dataclass(frozen=True)
+class OverTiles:
+    """A covariance that is there in tiles.
 
     Parameters
     ----------
     matrix : SymmetricTiles
+    """
+
+    matrix: SymmetricTiles
+
+    @property
+    def size(self) -> int:
+        """Rows and columns, d."""
+        return self.matrix.tiling.size
+
+    def norms(self) -> tuple[float, float]:
+        """Return the trace and the Frobenius norm, in one pass."""
+        trace = squares = 0.0
+        for i, j in self.matrix.tiling.upper():
+            tile = np.asarray(self.matrix.read(i, j), np.float64)
+            trace += float(np.trace(tile)) if i == j else 0.0
+            squares += float(np.vdot(tile, tile)) * (1 if i == j else 2)
+        return trace, math.sqrt(squares)
+
+    def residuals(self, slabs: Slabs, values: Array, budget: int) -> Iterator[float]:
+        """Yield the squared norm of ``S U - U diag(LA)``, a band of tile rows at a time."""
+        matrix, tiling, scale = self.matrix, self.matrix.tiling, torch.tensor(values, dtype=torch.float64)
+        step = max(1, budget // (2 * 8 * max(1, len(values)) * tiling.tile))
+        for first in range(0, len(tiling), step):
+            band = range(first, min(first + step, len(tiling)))
+            rest = [torch.zeros((tiling.width(i), len(values)), dtype=torch.float64) for i in band]
+            for j, (_, slab) in enumerate(slabs()):
+                columns = torch.tensor(slab)
+                for total, i in zip(rest, band, strict=True):
+                    # One tile deep, a product in the slab's own precision rounds far below the limits.
+                    tile = torch.from_numpy(np.ascontiguousarray(matrix.read(i, j))).to(columns.dtype)
+                    total.add_(tile @ columns)
+                    if i == j:
+                        total.sub_(columns * scale)
+            yield from (float(torch.sum(total * total)) for total in rest)
+
+
+@dataclass(frozen=True)
+class OverRows:
+    """A covariance that is known by its rows only: ``S = scale^2 Yc^T Yc / (N - 1)``, Yc their (N, d) centred values.
+
+    Parameters
+    ----------
+    rows : Rows
+    trace, frobenius : float
+        Of S: the gram of the rows has both.
+    """
+
+    rows: Rows
+    trace: float
+    frobenius: float
+
+    @property
+    def size(self) -> int:
+        """Rows and columns, d."""
+        return self.rows.tiling.size
+
+    def norms(self) -> tuple[float, float]:
+        """Return the trace and the Frobenius norm."""
+        return self.trace, self.frobenius
+
+    def residuals(self, slabs: Slabs, values: Array, budget: int) -> Iterator[float]:
+        """Yield the squared norm of ``S U - U diag(LA)``: two passes over the rows and U for a band of U's columns.
+
+        The band, (N, columns) in float64 with a copy in the slabs' precision, is what the budget allows.
+        """
+        width = max(1, min(len(values), budget // (2 * 8 * self.rows.count)))
+        for start in range(0, len(values), width):
+            band = slice(start, start + width)
+            scale = torch.tensor(values[band], dtype=torch.float64)
+            product = self._product(slabs, band, len(scale))
+            for block, y in self._pairs(slabs, band):
+                rest = (y.T @ product).double().sub_(block * scale)
+                yield float(torch.sum(rest * rest))
+
+    def _product(self, slabs: Slabs, band: slice, width: int) -> torch.Tensor:
+        """Return ``scale^2 Yc U / (N - 1)`` for a band of U's columns, (N, width), in the precision of U."""
+        total, dtype = torch.zeros((self.rows.count, width), dtype=torch.float64), torch.float64
+        for block, y in self._pairs(slabs, band):
+            total.add_(y @ block)
+            dtype = block.dtype
+        # Its columns differ in size as LA do, but each is rounded by itself.
+        return total.mul_(self.rows.scale**2 / (self.rows.count - 1)).to(dtype)
+
+    def _pairs(self, slabs: Slabs, band: slice) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield (width, columns) of U and (N, width) of the centred rows, in the precision of U."""
+        for (_, slab), (_, y) in zip(slabs(), centred(self.rows, torch.device("cpu")), strict=True):
+            block = torch.tensor(slab[:, band])
+            yield block, y.to(block.dtype)
+
+
+def measure(matrix: SymmetricTiles, slabs: Slabs, values: Array, budget: int) -> Certificate:
+    """Measure a spectrum against its matrix in tiles; see ``certify``."""
+    return certify(OverTiles(matrix), slabs, values, budget)
+
+
+def certify(source: Source, slabs: Slabs, values: Array, budget: int, *, complete: bool = False) -> Certificate:
+    """Measure a spectrum against what it is of.
+
+    Parameters
+    ----------
+    source : Source
         S, (d, d).
     slabs : callable
-        U, (d, k), in slabs of the matrix's tile.
+        U, (d, k), in slabs of the source's tile.
     values : array
         LA, (k,).
     budget : int
-        Bytes that bands may take beside one slab and one tile.
+        Bytes that bands may take beside one slab and one tile of S or of the rows.
+    complete : bool
+        Whether all eigenvalues left out are numerically zero, so that LA must add up to the trace although k < d.
     """
-    size, rank = matrix.tiling.size, len(values)
+    size, rank = source.size, len(values)
+    whole = complete or rank == size
     largest = float(values.max(initial=0.0))
-    trace, frobenius = _sums(matrix)
-    residual = math.sqrt(sum(_residuals(matrix, slabs, values, budget)))
-    orthogonality = math.sqrt(sum(_deviations(slabs, rank, budget)) / max(1, rank))
+    trace, frobenius = source.norms()
+    residual = math.sqrt(sum(source.residuals(slabs, values, budget)))
+    orthogonality = orthogonality_of(slabs, rank, budget)
     total, norm = float(values.sum(dtype=np.float64)), float(np.linalg.norm(values.astype(np.float64)))
     smallest = float(values.min(initial=math.inf))
     return Certificate(
         residual=_ratio(residual, frobenius),
         orthogonality=orthogonality,
-        trace=_ratio(abs(total - trace), trace) if rank == size else None,
-        frobenius=_ratio(abs(norm - frobenius), frobenius) if rank == size else None,
+        trace=_ratio(abs(total - trace), trace) if whole else None,
+        frobenius=_ratio(abs(norm - frobenius), frobenius) if whole else None,
         eigenvalue_error=_ratio(residual, largest),
         energy=total / trace if trace > 0 else 1.0,
         condition=largest / smallest if 0 < smallest < math.inf else None,
         rank=int((values > 0).sum()),
+        tail=max(trace - total, 0.0) / (size - rank) if rank < size else None,
     )
+
+
+def orthogonality_of(slabs: Slabs, rank: int, budget: int) -> float:
+    """Return ``||U^T U - I||_F / sqrt(k)``; the parameters are those of ``certify``."""
+    return math.sqrt(sum(_deviations(slabs, rank, budget)) / max(1, rank))
 
 
 def _ratio(error: float, scale: float) -> float:
     """Return error / scale; a zero matrix has no scale, so its errors count as they are."""
     return error / scale if scale > 0 else error
-
-
-def _sums(matrix: SymmetricTiles) -> tuple[float, float]:
-    """Return the trace and the Frobenius norm."""
-    trace = squares = 0.0
-    for i, j in matrix.tiling.upper():
-        tile = np.asarray(matrix.read(i, j), np.float64)
-        trace += float(np.trace(tile)) if i == j else 0.0
-        squares += float(np.vdot(tile, tile)) * (1 if i == j else 2)
-    return trace, math.sqrt(squares)
-
-
-def _residuals(matrix: SymmetricTiles, slabs: Slabs, values: Array, budget: int) -> Iterator[float]:
-    """Yield the squared norm of ``S U - U diag(LA)``, a band of tile rows at a time."""
-    tiling, scale = matrix.tiling, torch.tensor(values, dtype=torch.float64)
-    step = max(1, budget // (2 * 8 * max(1, len(values)) * tiling.tile))
-    for first in range(0, len(tiling), step):
-        band = range(first, min(first + step, len(tiling)))
-        rest = [torch.zeros((tiling.width(i), len(values)), dtype=torch.float64) for i in band]
-        for j, (_, slab) in enumerate(slabs()):
-            columns = torch.tensor(slab)
-            for total, i in zip(rest, band, strict=True):
-                # One tile deep, a product in the slab's own precision rounds far below the limits.
-                tile = torch.from_numpy(np.ascontiguousarray(matrix.read(i, j))).to(columns.dtype)
-                total.add_(tile @ columns)
-                if i == j:
-                    total.sub_(columns * scale)
-        yield from (float(torch.sum(total * total)) for total in rest)
 
 
 def _deviations(slabs: Slabs, rank: int, budget: int) -> Iterator[float]:

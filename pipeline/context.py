@@ -22,6 +22,8 @@ from .observer import Observer
 from .plan import Plan, Span, make_groups
 from .reading import PictureBudget
 from .rows import RowSpec
+from .rowsource import StagedSet
+from .slabs import SlabTask
 from .tasks import Task, TilesTask, UnitTask
 
 Record = dict[str, Any]
@@ -90,7 +92,9 @@ class Context:
         return MomentsStore.open(self.run, "augmented" if self.job.augment else "")
 
     def note_digest(self, inside: str) -> None:
-        """Keep the digest of finished moments in the manifest."""
+        """Keep the digest of finished moments in the manifest; without a gram they have none."""
+        if not self.job.covariance:
+            return
         self.manifest["augmented_digest" if inside else "moments_digest"] = MomentsStore.open(self.run, inside).digest
 
     def _source_run(self, source: Mapping[str, Any]) -> RunFolder:
@@ -134,6 +138,11 @@ class Context:
         found = self.run.commits(stage) if self.plan.units else {}
         return [found[name] for name in self.unit_names]
 
+    def staged_rows(self) -> StagedSet:
+        """Return the rows that this run staged."""
+        store, (scale, _) = self.final_moments, self.affine
+        return StagedSet(self.run, self.tiling, self.committed_units("rows"), store.sum, store.origin, scale)
+
     def read_units(self, stage: str, work: Work, *, with_origin: bool = True) -> list[Record]:
         """Run the tasks of all units that are not committed yet; return all commit records in order."""
         done, common = self.run.commits(stage), self._common(stage, with_origin=with_origin)
@@ -176,6 +185,24 @@ class Context:
         self.observer.advance(sum(record["tiles"] for record in done.values()))
         todo = [task for task in tasks if task.name not in done]
         done |= dict(self._run_tasks(todo, work, lambda record: (record["tiles"], 0)))
+        return list(done.values())
+
+    def make_slabs(self, work: Work, rank: int) -> list[Record]:
+        """Run the tasks of all tile columns of the eigenvectors that are not committed yet; return all records."""
+        done, (record,) = self.run.commits("vectors"), self.run.commits("tridiagonal").values()
+        common = self._common("vectors", with_origin=False)
+        columns = range(len(Tiling(rank, self.plan.tile)))
+        tasks = [
+            SlabTask(
+                **common, name=f"{column:05d}", column=column, step=self.plan.slab,
+                width=self.plan.band_width, precision=self.plan.precision, record=record,
+            )
+            for column in columns
+        ]  # fmt: skip
+        self.observer.stage("vectors", rank, "eigenvectors")
+        self.observer.advance(sum(record["columns"] for record in done.values()))
+        todo = [task for task in tasks if task.name not in done]
+        done |= dict(self._run_tasks(todo, work, lambda record: (record["columns"], 0)))
         return list(done.values())
 
     def _tile_groups(self, rows: int) -> tuple[tuple[tuple[Span, Span], ...], bool]:

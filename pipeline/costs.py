@@ -255,6 +255,8 @@ class Costs:
 
     def statistics(self) -> StagePlan:
         """Return the finalising of mean and covariance."""
+        if not self.job.covariance:
+            return self.stage("statistics", self.base, written=self.job.size * 8)
         width = 8 if self.job.dtype == "float64" else 4
         sets = 1 + self.groups * bool(self.job.group_by)
         written, read = sets * self.job.size**2 * width, sets * upper_entries(self.job.size) * 8
@@ -263,8 +265,10 @@ class Costs:
 
     @property
     def rank(self) -> int:
-        """Eigenvectors kept."""
-        return self.job.size if self.job.rank == "full" else self.job.rank
+        """Eigenvectors kept, or a guess where the spectrum decides."""
+        if isinstance(self.job.rank, int):
+            return self.job.rank
+        return min(self.job.size, max(512, self.job.size // 16)) if self.job.is_adaptive else self.job.size
 
     def spectrum(self, precision: str) -> StagePlan:
         """Return the direct decomposition."""

@@ -1,5 +1,6 @@
 """Job: what the user asks for. The same model is a YAML file's content, the command line's options and an HTTP body."""
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -47,8 +48,12 @@ class Job(BaseModel):
     image_key: tuple[str, ...] = Field(KEYS, description="extensions, the first that a sample has is its image")
     range: Literal["symmetric", "unit", "byte"] = "symmetric"
     dtype: Literal["float32", "float64"] = "float32"
-    rank: int | Literal["full"] = Field("full", description="eigenvectors to keep; 0 stops after the covariance")
-    svd: Literal["auto", "direct"] = "auto"
+    rank: int | str = Field("full", description="eigenvectors to keep: full, K, energy=E or noise=SIGMA; 0 for none")
+    svd: Literal["auto", "direct", "blocked", "randomized", "dual"] = "auto"
+    tolerance: float | None = Field(None, gt=0, lt=1, description="residual at which the randomized method stops")
+    covariance: bool = Field(
+        default=True, description="whether the covariance is written; without it N < d rows are needed"
+    )
     augment: Literal["hflip", "vflip", "rot90", "d4"] | None = Field(None, description="symmetries to add")
     group_by: str | None = Field(None, description="cls, json:FIELD, or a regular expression on the key")
     max_groups: int = Field(16, ge=1, description="sets of moments that memory is kept for")
@@ -90,10 +95,36 @@ class Job(BaseModel):
             Grouping.parse(value)
         return value
 
+    @field_validator("rank")
+    @classmethod
+    def _check_rank(cls, value: int | str) -> int | str:
+        if isinstance(value, int) or value == "full":
+            return value
+        kind, _, text = value.partition("=")
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if kind == "energy" and 0 < number <= 1:
+            return f"energy={number}"
+        if kind == "noise" and 0 < number < math.inf:
+            return f"noise={number}"
+        raise ValueError(f"rank {value!r} is none of full, a number, energy=E with 0 < E <= 1, and noise=SIGMA above 0")
+
     @model_validator(mode="after")
-    def _check_rank(self) -> "Job":
-        if self.rank != "full" and not 0 <= self.rank <= self.size:
+    def _check_together(self) -> "Job":
+        if isinstance(self.rank, int) and not 0 <= self.rank <= self.size:
             raise ValueError(f"rank {self.rank} is not between 0 and d = {self.size}")
+        if self.svd == "dual" and (self.augment or self.group_by or self.extend or self.strategy == "resident"):
+            raise ValueError(
+                "the dual method works on the rows of one run as they are: no augment, group_by, extend or resident"
+            )
+        if not self.covariance and (self.augment or self.group_by or self.extend or self.svd not in {"auto", "dual"}):
+            raise ValueError(
+                "without the covariance only the dual method works: no other svd, augment, group_by or extend"
+            )
+        if not self.covariance and self.rank == 0:
+            raise ValueError("rank 0 without the covariance leaves nothing to compute but the mean; drop one of them")
         return self
 
     @property
@@ -105,6 +136,11 @@ class Job(BaseModel):
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a row."""
         return self.channels, self.resolution, self.resolution
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the spectrum itself decides how many eigenvectors are kept."""
+        return isinstance(self.rank, str) and self.rank != "full"
 
     @property
     def affine(self) -> tuple[float, float]:

@@ -193,7 +193,15 @@ class MomentsStore:
 
     @property
     def gram(self) -> TileMatrix:
-        """The upper tiles of the gram, int64 or float64."""
+        """The upper tiles of the gram, int64 or float64.
+
+        Raises
+        ------
+        ValueError
+            Where there is none.
+        """
+        if "gram" not in self.group:
+            raise ValueError(f"{self.group.store} has no gram: the run was made with --no-covariance; make one with it")
         return TileMatrix.open(self.group, "gram")
 
     @property
@@ -293,14 +301,15 @@ def finish(
     count: int,
     sums: Array,
     origin: Array,
-    hashes: Mapping[Pair, bytes],
+    hashes: Mapping[Pair, bytes] | None,
     norms: Norms | None,
 ) -> None:
-    """Complete moments whose gram is written; their attributes come last."""
+    """Complete moments whose gram is written, or that have none (no hashes); their attributes come last."""
     write_vector(group, "sum", sums)
     write_vector(group, "origin", origin)
-    digest = digest_of_hashes(len(sums), count, sums, hashes)
-    found: dict[str, Any] = {"format": 1, "count": count, "digest": digest}
+    found: dict[str, Any] = {"format": 1, "count": count}
+    if hashes is not None:
+        found["digest"] = digest_of_hashes(len(sums), count, sums, hashes)
     if norms is not None:
         limbs = norms.limbs().reshape(-1)
         write_vector(group, "third", limbs)

@@ -86,15 +86,11 @@ def norms_of(rows: npt.NDArray[np.uint8]) -> Norms:
     step = max(1, min(_ROWS, _VALUES // size))
     for start in range(0, count, step):
         y = torch.from_numpy(rows[start : start + step]).to(torch.float32).sub_(ORIGIN)
-        squares = sum(_squares(part) for part in y.split(ROWS_ALWAYS_EXACT, dim=1))
+        parts = [y[:, first : first + ROWS_ALWAYS_EXACT] for first in range(0, size, ROWS_ALWAYS_EXACT)]
+        squares = torch.stack([torch.linalg.vecdot(part, part).to(torch.int64) for part in parts]).sum(dim=0)
         digits = torch.stack([(squares >> (8 * limb)) & 255 for limb in range(limbs)]).to(torch.float32)
         third += (digits @ y).to(torch.int64)
         high, low = squares >> 16, squares & 0xFFFF
         fourth += (int(high @ high) << 32) + (int(high @ low) << 17) + int(low @ low)
     whole = sum((part.numpy().astype(object) << (8 * limb) for limb, part in enumerate(third)), np.zeros(size, object))
     return Norms(fourth, whole)
-
-
-def _squares(y: torch.Tensor) -> torch.Tensor:
-    """Return ||y||^2 of each row, (n,) int64, of at most 1,024 columns."""
-    return torch.linalg.vecdot(y, y).to(torch.int64)

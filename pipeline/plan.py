@@ -9,6 +9,7 @@ from .costs import CERTIFICATE_BYTES, DECODE_BYTES, Costs, StagePlan, tile_of, t
 from .errors import DoesNotFitError
 from .job import Job
 from .machine import DEFAULT_SHARE, Machine, measure
+from .methods import Methods
 from .sizes import show_size
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ RESIDENT_ROWS = 256
 """Smaller blocks are multiplied so slowly that staged rows are the better way."""
 UNIT_SECONDS = 30.0
 """Work that a crash may cost; long against the writing of its partial."""
-LAPACK_LIMIT = 32_767
-"""Columns from which LAPACK's 32-bit workspace sizes overflow."""
 
 Span = tuple[int, int]
 
@@ -48,6 +47,9 @@ class Plan:
         Pixels of a picture that every decode thread may hold; of one larger picture on top, by the memory left.
     method, precision, reason : str
         Of the decomposition; why, in one line.
+    band_width, slab, spectrum_bytes : int
+        Half-width of the blocked method's band; eigenvectors that it makes at a time; bytes that the arrays of a method
+        may take which can make do with less.
     memory : int
         The ceiling of each process, bytes.
     stages : tuple of StagePlan
@@ -66,6 +68,9 @@ class Plan:
     method: str
     precision: str
     reason: str
+    band_width: int
+    slab: int
+    spectrum_bytes: int
     memory: int
     stages: tuple[StagePlan, ...]
 
@@ -157,41 +162,43 @@ class _Choice:
 
     def plan(self) -> Plan:
         costs, job = self.costs, self.costs.job
-        method, precision, reason = self._method()
+        chosen = Methods(costs, self.allowed).choose()
         units = make_units([shard.size for shard in costs.facts.shards], self._unit_bytes(), job.workers)
-        strategy, block, side = self._strategy() if units else ("none", 0, 0)
-        groups = tuple(make_groups(tiles_of(job.size), side)) if strategy == "staged" else ()
+        strategy, block, side = self._strategy(chosen.method) if units else ("none", 0, 0)
+        groups = tuple(make_groups(tiles_of(job.size), side)) if strategy == "staged" and job.covariance else ()
         stages = self._reading(strategy, block, side, groups, len(units))
         stages.append(costs.merge(len(units) + 1 if strategy != "staged" else 0))
         stages += [costs.augment()] if job.augment else []
         stages.append(costs.statistics())
-        if method != "none":
-            stages += [costs.spectrum(precision), costs.artifacts(), costs.certificate()]
+        if chosen.stages:
+            stages += [*chosen.stages, costs.artifacts(), costs.certificate()]
         for stage in stages:
             if stage.memory > self.allowed:
                 raise self._refusal(f"the stage '{stage.name}' needs", stage.memory)
         return Plan(
             job.size, tile_of(job.size), strategy, block, costs.threads, units, groups, costs.wide,
             costs.usual_pixels, max(0, self.allowed - stages[0].memory) // DECODE_BYTES,
-            method, precision, reason, self.allowed, tuple(stages),
+            chosen.method, chosen.precision, chosen.reason, chosen.width, chosen.slab, chosen.budget, self.allowed,
+            tuple(stages),
         )  # fmt: skip
 
     def _reading(self, strategy: str, block: int, side: int, groups: Sequence[Any], units: int) -> list[StagePlan]:
         if strategy == "staged":
             sets = [(range(*left), range(*right)) for left, right in groups]
-            return self.costs.staging_stages(block, side, sets)
+            stages = self.costs.staging_stages(block, side, sets)
+            return stages if self.costs.job.covariance else stages[:1]
         if strategy == "none":
             return []
         return self.costs.reading_stages(block, units)
 
-    def _strategy(self) -> tuple[str, int, int]:
-        """Return strategy, block rows and, for staged, the side of a tile group."""
+    def _strategy(self, method: str) -> tuple[str, int, int]:
+        """Return strategy, block rows and, for staged, the side of a tile group; dual needs staged rows."""
         job = self.costs.job
         wanted = [rows for rows in BLOCK_ROWS if rows < 2 * self.costs.facts.samples] or [BLOCK_ROWS[-1]]
         wanted = [job.block_rows] if job.block_rows else wanted
         least = min(RESIDENT_ROWS, wanted[0]) if job.strategy == "auto" else 1
         resident = self._largest(wanted, self.costs.resident_memory)
-        if job.strategy != "staged" and (job.group_by or (resident and resident >= least)):
+        if job.strategy != "staged" and method != "dual" and (job.group_by or (resident and resident >= least)):
             if resident is None:
                 raise self._refusal("moments per group need", self.costs.resident_memory(wanted[-1]), "--max-groups")
             return "resident", resident, 0
@@ -202,7 +209,7 @@ class _Choice:
     def _staged(self, wanted: Sequence[int]) -> tuple[str, int, int]:
         sides = range(tiles_of(self.costs.job.size), 0, -1)
         for rows in [rows for rows in wanted if rows <= 1024] or wanted:
-            side = self._largest(sides, partial(self.costs.tiles_memory, rows=rows))
+            side = self._largest(sides, partial(self.costs.tiles_memory, rows=rows)) if self.costs.job.covariance else 1
             if side and self.costs.rows_memory(rows) <= self.allowed:
                 return "staged", rows, side
         least = max(self.costs.rows_memory(wanted[-1]), self.costs.tiles_memory(1, wanted[-1]))
@@ -210,22 +217,6 @@ class _Choice:
 
     def _largest(self, choices: Sequence[int] | range, memory: Callable[[int], int]) -> int | None:
         return next((choice for choice in choices if memory(choice) <= self.allowed), None)
-
-    def _method(self) -> tuple[str, str, str]:
-        size = self.costs.job.size
-        if self.costs.job.rank == 0:
-            return "none", "float64", "rank 0: the covariance is the result"
-        if size >= LAPACK_LIMIT:
-            raise DoesNotFitError(
-                f"LAPACK's eigendecomposition ends at {LAPACK_LIMIT - 1:,} columns and a row has {size:,}; "
-                "use a smaller --resolution, or --rank 0 for mean and covariance alone"
-            )
-        for precision, width in (("float64", 8), ("float32", 4)):
-            needed = self.costs.direct_memory(width)
-            if needed <= self.allowed:
-                why = f"its workspace of {show_size(needed)} fits {show_size(self.allowed)}"
-                return "direct", precision, f"direct in {precision}: {why}"
-        raise self._refusal("the eigendecomposition in float32 needs", self.costs.direct_memory(4))
 
     def _refusal(self, what: str, needed: int, option: str = "--resolution, or use --rank 0") -> DoesNotFitError:
         return DoesNotFitError(

@@ -146,6 +146,8 @@ def source_of(url: str, job: Job, sign: int) -> dict[str, Any]:
     manifest = RunFolder(folder).load()
     if manifest is None or manifest["state"] != "complete":
         raise FileNotFoundError(f"no complete run at {url}; `tilecov run` makes one, the same command completes one")
+    if "moments_digest" not in manifest:
+        raise OtherJobError(f"{url} was made with --no-covariance: it has no gram that could be added")
     for name in ("resolution", "channels"):
         if manifest["job"][name] != job.what()[name]:
             raise OtherJobError(
@@ -175,7 +177,7 @@ def remaining(job: Job, shards: tuple[Shard, ...], manifest: Manifest) -> tuple[
 def check_same(manifest: Mapping[str, Any], job: Job, url: str) -> None:
     """Raise OtherJobError where the run at ``url`` was begun for another job; the field that differs is named."""
     for name, value in job.what().items():
-        then = manifest["job"].get(name)
+        then = manifest["job"].get(name, Job.model_fields[name].default)
         if then != value:
             raise OtherJobError(f"{url} holds a run with {name} {then!r}, not {value!r}; choose another --out")
 

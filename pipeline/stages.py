@@ -4,21 +4,29 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
+import zarr
 
 from tilecov.storage.partials import DamagedTileError, Partial
 from tilecov.storage.runs import ARTIFACTS, MOMENTS, STATISTICS, WORK
 from tilecov.storage.tiles import TileMatrix, open_group, read_vector, write_vector
 
-from . import certificate
+from . import certificate, spectra
 from .context import Context, Record
-from .device import choose_device
 from .errors import CertificateError, TooFewRowsError
 from .export import write_artifacts
 from .grouping import folder_name
-from .momentstore import MomentsStore, Source, add_up, create_gram, dtype_of, finish, parts_of, total_norms
+from .momentstore import (
+    CovarianceTiles,
+    MomentsStore,
+    Source,
+    add_up,
+    create_gram,
+    dtype_of,
+    finish,
+    parts_of,
+    total_norms,
+)
 from .norms import Norms
-from .svd import direct
 from .symmetry import add_symmetries
 from .tasks import read_unit, stage_unit, sum_tiles, sum_unit
 from .verify import artifact_slabs, covariance_of
@@ -64,17 +72,17 @@ def tiles(context: Context) -> int:
 def merge(context: Context) -> None:
     """Add everything up into finished moments, and write the ledger."""
     if context.plan.strategy == "staged":
-        _finish_tiles(context)
+        _finish_staged(context)
     else:
         _add_parts(context)
     context.run.folder(MOMENTS).sync()
     _write_ledger(context)
-    if not context.job.keep_rows:
+    if not context.job.keep_rows and context.plan.method != "dual":
         context.run.root.remove(f"{WORK}/rows")
     context.run.root.remove(f"{WORK}/moments")
 
 
-def _finish_tiles(context: Context) -> None:
+def _finish_staged(context: Context) -> None:
     records = context.committed_units("rows")
     raw = np.sum([Partial(context.run.folder(record["prefix"])).read(record["sum"]) for record in records], axis=0)
     rows = sum(record["count"] for record in records)
@@ -86,7 +94,8 @@ def _finish_tiles(context: Context) -> None:
     }
     group = open_group(context.run.folder(MOMENTS), writable=True)
     total = np.sum(sums, axis=0).astype(dtype_of(context.origin))
-    finish(group, rows + context.taken_over, total, context.origin, hashes, _staged_norms(context, records))
+    found = hashes if context.job.covariance else None
+    finish(group, rows + context.taken_over, total, context.origin, found, _staged_norms(context, records))
     context.note_digest("")
 
 
@@ -94,10 +103,9 @@ def _staged_norms(context: Context, records: list[Record]) -> Norms | None:
     """Return the sums of norms of staged rows and of the runs taken over; None for float rows."""
     if context.kind != "uint8":
         return None
-    total = total_norms(context.sources(), context.tiling.size)
-    for record in records if total is not None else ():
-        total += Norms.read(Partial(context.run.folder(record["prefix"])), record["norms"])
-    return total
+    before = total_norms(context.sources(), context.tiling.size)
+    own = (Norms.read(Partial(context.run.folder(record["prefix"])), record["norms"]) for record in records)
+    return None if before is None else sum(own, before)
 
 
 def _add_parts(context: Context) -> None:
@@ -156,37 +164,26 @@ def _finalise(context: Context, store: MomentsStore, name: str) -> None:
     root = open_group(context.run.folder(STATISTICS), writable=True)
     group = root.require_group(name) if name else root
     write_vector(group, "mean", store.mean(scale, offset))
+    if context.job.covariance:
+        trace = _write_covariance(context, group, store.covariance(scale))
+        if not name:
+            context.manifest["trace"] = trace
+    group.attrs.update({"format": 1, "count": store.count, "range": context.range, "shape": list(context.job.shape)})
+
+
+def _write_covariance(context: Context, group: zarr.Group, source: CovarianceTiles) -> float:
+    """Write both triangles; return the trace."""
     shape, tile = (context.plan.size,) * 2, (context.plan.tile,) * 2
     covariance = TileMatrix.create(group, "covariance", shape, tile, context.job.dtype)
-    source = store.covariance(scale)
+    trace = 0.0
     for i, j in context.tiling.upper():
         values = source.read(i, j).astype(context.job.dtype)
+        trace += float(np.trace(values, dtype=np.float64)) if i == j else 0.0
         covariance.write(i, j, values)
         if i != j:
             covariance.write(j, i, values.T)
         context.observer.advance(1)
-    group.attrs.update({"format": 1, "count": store.count, "range": context.range, "shape": list(context.job.shape)})
-
-
-def spectrum(context: Context) -> None:
-    """Decompose the covariance; eigenvalues in float64, eigenvectors tile by tile."""
-    context.observer.stage("spectrum", 1, "matrix")
-    scale, _ = context.affine
-    store = context.final_moments
-    dtype = torch.float64 if context.plan.precision == "float64" else torch.float32
-    values, vectors = direct.decompose(store.covariance(scale), dtype, choose_device(context.job.device))
-    rank = context.plan.size if context.job.rank == "full" else context.job.rank
-    values, vectors = values[:rank].to(torch.float64), vectors[:, :rank]
-    direct.settle(values, vectors, store.count)
-    group = open_group(context.run.folder(STATISTICS), writable=True)
-    tile = context.plan.tile
-    target = TileMatrix.create(group, "eigenvectors", (context.plan.size, rank), (tile, tile), context.job.dtype)
-    for i, span in enumerate(target.rows.spans()):
-        for j, columns in enumerate(target.columns.spans()):
-            target.write(i, j, vectors[span, columns].numpy().astype(context.job.dtype))
-    write_vector(group, "eigenvalues", values.numpy())
-    context.run.folder(STATISTICS).sync()
-    context.observer.advance(1)
+    return trace
 
 
 def artifacts(context: Context) -> None:
@@ -204,7 +201,14 @@ def certify(context: Context) -> None:
     """Measure the artifacts against the covariance; a breach fails the run."""
     context.observer.stage("certificate", 1, "spectrum")
     slabs, values = artifact_slabs(context.run, context.plan.tile)
-    found = certificate.measure(covariance_of(context.run), slabs, values, context.plan.band_bytes)
+    spectrum = context.manifest["spectrum"]
+    source: certificate.Source = (
+        certificate.OverTiles(covariance_of(context.run))
+        if context.job.covariance
+        else certificate.OverRows(context.staged_rows(), context.manifest["trace"], spectrum["frobenius"])
+    )
+    complete = bool(spectrum.get("complete"))
+    found = certificate.certify(source, slabs, values, context.plan.band_bytes, complete=complete)
     context.manifest["certificate"] = found.as_dict()
     if found.breaches():
         context.manifest["state"] = "failed"
@@ -221,7 +225,10 @@ STAGES: Mapping[str, Callable[[Context], int | None]] = {
     "merge": merge,
     "augment": augment,
     "statistics": statistics,
-    "spectrum": spectrum,
+    "spectrum": spectra.spectrum,
+    "band": spectra.band,
+    "tridiagonal": spectra.tridiagonal,
+    "vectors": spectra.vectors,
     "artifacts": artifacts,
     "certificate": certify,
 }

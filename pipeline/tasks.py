@@ -145,7 +145,7 @@ class TilesTask(Task):
 
 def read_unit(task: UnitTask, progress: Progress | None = None) -> Record:
     """Read a unit and commit its moments, a part for each group; return the commit record."""
-    started = _begin()
+    started = begin()
     prefix = task.folder.fresh(task.stage, task.name)
     parts = _Parts(task, Partial(task.folder.folder(prefix)))
     reader = task.reader(progress)
@@ -204,7 +204,7 @@ class _Parts:
 
 def sum_unit(task: UnitTask, progress: Progress | None = None) -> Record:
     """Read a unit of float rows for the first pass and commit its count and sum, in float64."""
-    started = _begin()
+    started = begin()
     prefix = task.folder.fresh(task.stage, task.name)
     count, total = 0, np.zeros(task.spec.size)
     reader = task.reader(progress)
@@ -219,7 +219,7 @@ def sum_unit(task: UnitTask, progress: Progress | None = None) -> Record:
 
 def stage_unit(task: UnitTask, progress: Progress | None = None) -> Record:
     """Decode a unit once into staged rows; commit them with their count and their sum, int64 or float64."""
-    started = _begin()
+    started = begin()
     prefix = task.folder.fresh(task.stage, task.name)
     folder = task.folder.folder(prefix)
     rows = StagedRows.create(folder.folder("rows"), task.spec.size, task.block_rows, task.tile, task.spec.kind)
@@ -251,7 +251,7 @@ def sum_tiles(task: TilesTask, progress: Progress | None = None) -> Record:
     DamagedTileError
         Where the rows read do not add up to what was staged.
     """
-    started = _begin()
+    started = begin()
     accumulator = task.accumulator(task.pairs(), wide=task.wide)
     for panels in ahead(_panels(task, accumulator.columns)):
         accumulator.add(panels)
@@ -295,7 +295,8 @@ def _check_sums(task: TilesTask, columns: list[int], found: npt.NDArray[Any]) ->
         raise DamagedTileError(f"staged rows of {task.run} are damaged: their columns do not add up to what was staged")
 
 
-def _begin() -> float:
+def begin() -> float:
+    """Start measuring a task's memory and time; return the time."""
     reset_peak()
     return time.perf_counter()
 

@@ -70,7 +70,7 @@ def verify(run: RunFolder, budget: int = 1 << 28) -> tuple[dict[str, Any], list[
         Where there is no run, or it is not complete.
     """
     manifest = run.load()
-    if manifest is None or "moments_digest" not in manifest:
+    if manifest is None or "merge" not in manifest["stages"]:
         raise FileNotFoundError(f"no finished run at {run.url}; `tilecov run` makes one")
     breaches = [*_check_moments(run, manifest), *_check_statistics(run, manifest)]
     if manifest["job"]["rank"] == 0:
@@ -79,8 +79,28 @@ def verify(run: RunFolder, budget: int = 1 << 28) -> tuple[dict[str, Any], list[
     if any("missing" in breach for breach in breaches):
         return {}, breaches
     slabs, values = artifact_slabs(run, manifest["plan"]["tile"])
-    found = certificate.measure(covariance_of(run), slabs, values, budget)
+    if not manifest["job"].get("covariance", True):
+        return _measure_alone(manifest, slabs, values, budget, breaches)
+    complete = bool(manifest.get("spectrum", {}).get("complete"))
+    found = certificate.certify(certificate.OverTiles(covariance_of(run)), slabs, values, budget, complete=complete)
     return found.as_dict(), breaches + found.breaches()
+
+
+def _measure_alone(
+    manifest: dict[str, Any], slabs: certificate.Slabs, values: Array, budget: int, breaches: list[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Measure a spectrum whose matrix was never written, as far as it tells by itself.
+
+    Orthogonality is measured again, and the sums of the eigenvalues are compared with those recorded; the residual is
+    the one that the run measured against its rows.
+    """
+    stored, found = manifest["certificate"], certificate.orthogonality_of(slabs, len(values), budget)
+    if not found <= certificate.ORTHOGONALITY_LIMIT:
+        breaches.append(f"orthogonality is {found:.2e}, over its limit of {certificate.ORTHOGONALITY_LIMIT:.0e}")
+    energy = float(values.sum(dtype=np.float64)) / manifest["trace"] if manifest["trace"] > 0 else 1.0
+    if not abs(energy - stored["energy"]) <= certificate.IDENTITY_LIMIT:
+        breaches.append(f"energy is {energy:.6f} and was {stored['energy']:.6f} when the run was made")
+    return {**stored, "orthogonality": found, "energy": energy}, breaches
 
 
 def _check_moments(run: RunFolder, manifest: dict[str, Any]) -> Iterator[str]:
@@ -98,10 +118,12 @@ def _check_statistics(run: RunFolder, manifest: dict[str, Any]) -> Iterator[str]
     scale, offset = RANGES[manifest["job"]["range"]] if exact else (1.0, 0.0)
     store = MomentsStore.open(run, "augmented" if manifest["job"]["augment"] else "")
     group = open_group(run.folder(STATISTICS))
-    source, stored = store.covariance(scale), TileMatrix.open(group, "covariance")
-    allowed = 4 * np.finfo(stored.dtype).eps
     if not np.allclose(read_vector(group, "mean"), store.mean(scale, offset), rtol=1e-15, atol=1e-15):
         yield "the mean in statistics.zarr is not that of the moments"
+    if not manifest["job"].get("covariance", True):
+        return
+    source, stored = store.covariance(scale), TileMatrix.open(group, "covariance")
+    allowed = 4 * np.finfo(stored.dtype).eps
     for i, j in source.tiling.upper():
         tile = source.read(i, j)
         for found, wanted in ((stored.read(i, j), tile), (stored.read(j, i), tile.T)):

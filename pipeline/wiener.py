@@ -4,10 +4,11 @@ Names, arguments, file names and shapes are those of the reference implementatio
 Wiener, "Extrapolation, Interpolation, and Smoothing of Stationary Time Series" (1949), for the estimator.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -143,33 +144,77 @@ class WienerFilter:
         (k, d).
     mean : torch.Tensor
         (d,).
+    tail : float, optional
+        Variance of each of the d - k components outside the k kept, taken to be equal in all directions as in
+        probabilistic PCA (Tipping and Bishop, 1999). None: they do not vary, and are set to the mean.
+
+    Raises
+    ------
+    ValueError
+        Where ``tail`` is no variance.
     """
 
     U: torch.Tensor
     LA: torch.Tensor
     Vh: torch.Tensor
     mean: torch.Tensor
+    tail: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.tail is not None and not 0 <= self.tail < math.inf:
+            raise ValueError(f"tail is a variance, a finite number of at least 0, not {self.tail}")
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | str | None = None) -> "WienerFilter":
-        """Load the filter from a folder with the four files, or from a run folder."""
+    def load(
+        cls, path: str | Path, device: torch.device | str | None = None, tail: Literal["isotropic"] | None = None
+    ) -> "WienerFilter":
+        """Load the filter from a folder with the four files, or from a run folder.
+
+        Parameters
+        ----------
+        path : str or Path
+        device : torch.device or str, optional
+        tail : "isotropic", optional
+            Take the components outside the k kept to have the mean of the cut eigenvalues,
+            ``(trace - sum(LA)) / (d - k)``, as their variance. The trace is known to a run's folder, the mean itself
+            to one that ``tilecov export --what shrunk`` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            Naming the files that are missing.
+        ValueError
+            Where the folder has fewer components than values and says nothing of the rest.
+        """
         folder = Path(path)
         inside = folder / "artifacts"
-        return cls(*load_wiener_filter(inside if inside.is_dir() else folder, device))
+        four = load_wiener_filter(inside if inside.is_dir() else folder, device)
+        if tail is None:
+            return cls(*four)
+        if tail != "isotropic":
+            raise ValueError(f"tail is 'isotropic' or None, not {tail!r}; WienerFilter(*four, tail=variance) sets one")
+        from .derived import tail_of
+
+        _, LA, _, mean = four
+        return cls(*four, tail=tail_of(Folder(str(folder)), LA.double().cpu().numpy(), len(mean)))
 
     def shrink(self, alpha_bar: float | torch.Tensor) -> torch.Tensor:
         """Return a LA / (1 - a + a LA), (k,) or (B, k): what is kept of each component at noise level ``alpha_bar``."""
+        return self._shrink(alpha_bar, self.LA)
+
+    def _shrink(self, alpha_bar: float | torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
         a = torch.as_tensor(alpha_bar, dtype=self.LA.dtype, device=self.LA.device)
         if not bool(((a > 0) & (a <= 1)).all()):
             raise ValueError(f"alpha_bar is a signal level in (0, 1], not {alpha_bar}")
-        signal = a[..., None] * self.LA
+        signal = a[..., None] * variance
         # Without noise (a = 1) a component of no variance is 0 / 0; it holds nothing, so nothing is kept.
         return torch.nan_to_num(signal / ((1 - a)[..., None] + signal), nan=0.0)
 
     def denoise(self, x_t: torch.Tensor, alpha_bar: float | torch.Tensor) -> torch.Tensor:
         """Return the estimate of x_0 from ``x_t = sqrt(a) x_0 + sqrt(1 - a) noise``.
 
-        ``mean + U (shrink * (Vh (x_t / sqrt(a) - mean)))``: O(d k) an image, no d x d matrix.
+        ``mean + U (shrink * (Vh r))``, r = x_t / sqrt(a) - mean: O(d k) an image, no d x d matrix. With a tail t, which
+        is shrunk by s = a t / (1 - a + a t), ``mean + s r + U ((shrink - s) * (Vh r))``.
 
         Parameters
         ----------
@@ -188,7 +233,11 @@ class WienerFilter:
         if a.ndim and a.shape != rows.shape[: a.ndim]:
             raise ValueError(f"alpha_bar of {tuple(a.shape)} does not go with images of {tuple(x_t.shape)}")
         centred = rows / a.sqrt()[..., None] - self.mean
-        estimate = self.mean + (self.shrink(a) * (centred @ self.Vh.T)) @ self.U.T
+        if self.tail is None or len(self.LA) == len(self.mean):
+            estimate = self.mean + (self.shrink(a) * (centred @ self.Vh.T)) @ self.U.T
+        else:
+            rest = self._shrink(a, self.LA.new_tensor([self.tail]))
+            estimate = self.mean + rest * centred + ((self.shrink(a) - rest) * (centred @ self.Vh.T)) @ self.U.T
         return estimate.reshape(x_t.shape).to(x_t.dtype)
 
     def _rows(self, x_t: torch.Tensor) -> torch.Tensor:

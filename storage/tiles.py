@@ -131,6 +131,11 @@ class TileMatrix:
             raise ValueError(f"tile ({i}, {j}) has shape {wanted}, values of {values.shape} were given")
         self.array[self.rows.span(i), self.columns.span(j)] = values
 
+    def write_columns(self, columns: slice, values: Array) -> None:
+        """Write all rows of ``columns``, which lie in one tile column, (rows, columns); one writer a tile column."""
+        for span in self.rows.spans():
+            self.array[span, columns] = values[span]
+
     def read_band(self, i: int) -> Array:
         """Return tile row ``i``, (t, columns)."""
         return np.concatenate([self.read(i, j) for j in range(len(self.columns))], axis=1)

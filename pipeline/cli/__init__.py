@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from . import data, look, work
+from . import data, derive, look, work
 
 __all__ = ["app", "main"]
 
@@ -19,6 +19,7 @@ app = typer.Typer(
 work.register(app)
 look.register(app)
 data.register(app)
+derive.register(app)
 
 
 def main() -> None:

@@ -26,8 +26,10 @@ _TABLE: tuple[tuple[str, Any, Any, Any], ...] = (
     ("image_key", str, "png;jpg;jpeg;webp;npy", _option("--image-key", help="Extensions; a sample's first is its image.")),
     ("range", str, "symmetric", _option("--range", help="Of the statistics: symmetric [-1, 1], unit [0, 1] or byte.")),
     ("dtype", str, "float32", _option("--dtype", help="Of covariance and eigenvectors in Zarr: float32 or float64.")),
-    ("rank", str, "full", _option("--rank", help="Eigenvectors to keep: full or K; 0 stops after the covariance.")),
-    ("svd", str, "auto", _option("--svd", help="Method of the decomposition: auto or direct.")),
+    ("rank", str, "full", _option("--rank", help="Eigenvectors to keep: full, K, energy=E or noise=SIGMA; 0 stops after the covariance.")),
+    ("svd", str, "auto", _option("--svd", help="Method of the decomposition: auto, direct, blocked, randomized or dual.")),
+    ("tolerance", float, None, _option("--tolerance", help="Residual at which randomized stops. Default: by the precision.")),
+    ("covariance", bool, True, _option("--covariance/--no-covariance", help="Whether the covariance is written; without it, N < d only.")),
     ("augment", str, None, _option("--augment", help="Add symmetries: hflip, vflip, rot90 or d4.")),
     ("group_by", str, None, _option("--group-by", help="Moments a group too: cls, json:FIELD or a regex on the key.")),
     ("max_groups", int, 16, _option("--max-groups", help="Groups that memory is kept for.")),
@@ -80,7 +82,7 @@ def make_job(shards: list[str], options: dict[str, Any], out: str | None = None)
     pydantic.ValidationError
         Where an option is out of its range.
     typer.BadParameter
-        Where ``--storage-options`` is no JSON object or ``--rank`` no number.
+        Where ``--storage-options`` is no JSON object.
     """
     given = {name: value for name, value in options.items() if value is not None}
     given["storage_options"] = storage_options(options["storage_options"])
@@ -94,12 +96,8 @@ def make_job(shards: list[str], options: dict[str, Any], out: str | None = None)
 
 
 def parse_rank(text: str | None) -> int | str | None:
-    """Return the number that ``text`` is, or ``full``; None for None."""
-    if text is None or text == "full":
-        return text
-    if not text.isdigit():
-        raise typer.BadParameter(f"{text!r} is neither full nor a number", param_hint="--rank")
-    return int(text)
+    """Return the number that ``text`` is, or the text where it is none: the job says whether it means something."""
+    return int(text) if text is not None and text.isdigit() else text
 
 
 def storage_options(text: str | None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ _MEASURES = {
     "energy": "sum LA / trace S",
     "condition": "largest / smallest eigenvalue",
     "rank": "eigenvalues above 0",
+    "tail": "mean of the eigenvalues that were cut",
 }
 
 
@@ -73,6 +74,11 @@ def print_status(manifest: Mapping[str, Any], run: str) -> None:
     _print_stages(out, manifest)
     if "moments_digest" in manifest:
         out.print(f"moments digest: {manifest['moments_digest']}", soft_wrap=True)
+    if (denoising := manifest.get("spectrum", {}).get("denoising")) is not None:
+        out.print(
+            f"Wiener estimate at {job['rank']}: expected squared error {denoising['kept']:.6g} of what was kept, "
+            f"at most {denoising['excess']:.6g} more for what was cut"
+        )
     print_certificate(manifest.get("certificate", {}))
 
 
@@ -91,7 +97,7 @@ def print_certificate(certificate: Mapping[str, Any]) -> None:
         return
     table = Table("certificate", _right("measured"), "what it is", box=None)
     for name, meaning in _MEASURES.items():
-        value = certificate[name]
+        value = certificate.get(name)
         shown = "-" if value is None else str(value) if isinstance(value, int) else f"{value:.6g}"
         table.add_row(name, shown, meaning)
     console().print(table)

@@ -70,8 +70,18 @@ def settle(values: torch.Tensor, vectors: torch.Tensor, rows: int) -> None:
     rows : int
         N.
     """
+    clear(values, rows)
+    orient(vectors)
+
+
+def clear(values: torch.Tensor, rows: int) -> None:
+    """Set to 0, in place, eigenvalues (k,) that rounding made negative and those past the rank N - 1."""
     values.clamp_(min=0)
     values[max(0, rows - 1) :] = 0
+
+
+def orient(vectors: torch.Tensor) -> None:
+    """Make the largest component of each column of ``vectors``, (d, k), positive, in place."""
     for start in range(0, vectors.shape[1], _COLUMNS):
         block = vectors[:, start : start + _COLUMNS]
         largest = block.abs().argmax(dim=0, keepdim=True)

@@ -16,8 +16,11 @@ from tilecov.pipeline.certificate import (
     ORTHOGONALITY_LIMIT,
     RESIDUAL_LIMIT,
     Certificate,
+    OverRows,
+    OverTiles,
     measure,
 )
+from tilecov.pipeline.certificate import certify as certify_source
 from tilecov.storage.tiling import Tiling
 
 Array = npt.NDArray[Any]
@@ -59,6 +62,7 @@ def by_definition(S: Array, U: Array, LA: Array) -> dict[str, float | None]:
     """Compute every measure densely, in float64, as the class documents it."""
     S, U, LA = (np.asarray(array, np.float64) for array in (S, U, LA))
     residual, norm, whole = np.linalg.norm(S @ U - U * LA), np.linalg.norm(S), len(LA) == len(S)
+    cut = len(S) - len(LA)
     return {
         "residual": residual / norm,
         "orthogonality": np.linalg.norm(U.T @ U - np.eye(len(LA))) / np.sqrt(len(LA)),
@@ -68,6 +72,7 @@ def by_definition(S: Array, U: Array, LA: Array) -> dict[str, float | None]:
         "energy": LA.sum() / np.trace(S),
         "condition": LA.max() / LA.min() if LA.min() > 0 else None,
         "rank": int((LA > 0).sum()),
+        "tail": max(np.trace(S) - LA.sum(), 0) / cut if cut else None,
     }
 
 
@@ -125,6 +130,13 @@ def test_energy_is_what_the_kept_components_hold() -> None:
     assert (found.energy, found.rank, found.condition) == (0.9, 2, 2.0)
     assert (found.trace, found.frobenius) == (None, None)
     assert found.breaches() == []
+
+
+def test_the_tail_is_the_mean_of_what_was_cut() -> None:
+    S = np.diag([6.0, 3.0, 1.0, 0.5])
+    assert certify(S, np.eye(4)[:, :2], np.array([6.0, 3.0]), tile=3).tail == pytest.approx(0.75)
+    assert certify(S, np.eye(4)[:, :2], np.array([6.0, 5.0]), tile=3).tail == 0
+    assert certify(S, np.eye(4), np.diag(S).copy(), tile=3).tail is None
 
 
 def test_no_eigenvalue_is_further_off_than_the_bound_says() -> None:
@@ -264,3 +276,107 @@ def test_all_breaches_are_named() -> None:
 def test_a_certificate_goes_through_json() -> None:
     found = certify(covariance(9), *spectrum_of(covariance(9), 4))
     assert Certificate(**json.loads(json.dumps(found.as_dict()))) == found
+
+
+def test_a_certificate_of_before_the_tail_is_read() -> None:
+    before = {name: value for name, value in SOUND.as_dict().items() if name != "tail"}
+    assert Certificate(**before) == SOUND
+
+
+# Over rows, without the matrix
+
+
+@dataclass
+class MemoryRows:
+    """Rows that are in memory, uint8 or float."""
+
+    whole: Array
+    tile: int
+    scale: float = 1.0
+
+    @property
+    def tiling(self) -> Tiling:
+        return Tiling(self.whole.shape[1], self.tile)
+
+    @property
+    def count(self) -> int:
+        return len(self.whole)
+
+    @property
+    def exact(self) -> bool:
+        return self.whole.dtype == np.uint8
+
+    @property
+    def origin(self) -> Array | int:
+        return 128 if self.exact else self.whole.mean(axis=0, dtype=np.float64)
+
+    @property
+    def sums(self) -> Array:
+        return (self.whole.astype(np.int64 if self.exact else np.float64) - self.origin).sum(axis=0)
+
+    def column(self, j: int) -> Array:
+        return self.whole[:, self.tiling.span(j)]
+
+    @property
+    def covariance(self) -> Array:
+        return self.scale**2 * np.atleast_2d(np.cov(self.whole.T))
+
+    @property
+    def source(self) -> OverRows:
+        return OverRows(self, float(np.trace(self.covariance)), float(np.linalg.norm(self.covariance)))
+
+
+def rows_of(count: int, size: int, tile: int, dtype: npt.DTypeLike = np.uint8) -> MemoryRows:
+    walk = np.random.default_rng(size).standard_normal((count, size)).cumsum(axis=1)
+    return MemoryRows((255 * (walk - walk.min()) / np.ptp(walk)).astype(dtype), tile, 2 / 255)
+
+
+@pytest.mark.parametrize("budget", [0, 1000, 10**9])
+@pytest.mark.parametrize(("size", "tile"), [(1, 1), (15, 16), (16, 16), (17, 16), (40, 16)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+def test_over_rows_every_measure_is_its_definition(size: int, tile: int, budget: int, dtype: npt.DTypeLike) -> None:
+    rng, rows = np.random.default_rng(size), rows_of(12, size, tile, dtype)
+    U, LA = spectrum_of(rows.covariance, max(1, size // 3))
+    U, LA = U + 0.1 * rng.standard_normal(U.shape), LA * rng.uniform(0.5, 1.5, LA.shape)
+    found = certify_source(rows.source, slabs_of(U, tile), LA, budget)
+    assert_measures(found, by_definition(rows.covariance, U, LA), 1e-12)
+    over_tiles = certify_source(OverTiles(Tiles(rows.covariance, tile)), slabs_of(U, tile), LA, budget)
+    assert_measures(found, over_tiles.as_dict(), 1e-12)
+
+
+@pytest.mark.parametrize("budget", [1, 10**9])
+def test_over_rows_float32_passes_and_is_measured_below_its_own_rounding(budget: int) -> None:
+    rows = rows_of(60, 300, 64)
+    U, LA = (array.astype(np.float32) for array in spectrum_of(rows.covariance, 59))
+    found = certify_source(rows.source, slabs_of(U, 64), LA, budget, complete=True)
+    assert found.breaches() == []
+    assert found.residual == pytest.approx(by_definition(rows.covariance, U, LA)["residual"], abs=3e-7)
+
+
+def test_a_complete_spectrum_adds_up_to_the_trace() -> None:
+    rows = rows_of(20, 50, 16)
+    U, LA = spectrum_of(rows.covariance, 19)
+    assert certify_source(rows.source, slabs_of(U, 16), LA, 1000).trace is None
+    found = certify_source(rows.source, slabs_of(U, 16), LA, 1000, complete=True)
+    assert found.trace is not None
+    assert found.frobenius is not None
+    assert max(found.trace, found.frobenius, found.tail or 0) < 1e-13
+    assert found.breaches() == []
+    short = certify_source(rows.source, slabs_of(U[:, :5], 16), LA[:5], 1000, complete=True)
+    assert {line.split()[0] for line in short.breaches()} == {"trace", "frobenius"}
+
+
+@pytest.mark.parametrize("name", ["one entry", "one sign", "two vectors swapped", "one eigenvalue", "a lost slab"])
+def test_over_rows_a_bad_spectrum_is_a_breach(name: str) -> None:
+    rows = rows_of(50, 60, 16)
+    U, LA = (array.astype(np.float32) for array in spectrum_of(rows.covariance, 40))
+    change, names = BREACHES[name]
+    change(rows.covariance, U, LA)
+    breached = {line.split()[0] for line in certify_source(rows.source, slabs_of(U, 16), LA, 1000).breaches()}
+    assert names - {"trace", "frobenius"} <= breached
+
+
+def test_over_rows_a_constant_set_has_a_sound_spectrum() -> None:
+    rows = MemoryRows(np.full((5, 20), 9, np.uint8), 16)
+    found = certify_source(rows.source, slabs_of(np.eye(20)[:, :1], 16), np.zeros(1), 1000, complete=True)
+    assert found == Certificate(0, 0, 0, 0, 0, 1.0, None, 0, 0)

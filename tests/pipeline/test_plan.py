@@ -63,9 +63,9 @@ def test_less_memory_turns_resident_into_staged_and_then_into_a_refusal() -> Non
 
 def test_a_refusal_names_a_memory_that_is_enough() -> None:
     with pytest.raises(DoesNotFitError) as refusal:
-        plan(job(resolution=64, rank="full", memory="1GiB"), facts(), MACHINE)
+        plan(job(resolution=64, rank="full", memory="1GiB", svd="direct"), facts(), MACHINE)
     needed = str(refusal.value).split("raise --memory to ")[1].split(" or")[0]
-    assert plan(job(resolution=64, rank="full", memory=float_up(needed)), facts(), MACHINE).method == "direct"
+    assert plan(job(resolution=64, rank="full", memory=float_up(needed), svd="direct"), facts(), MACHINE)
 
 
 def float_up(size: str) -> str:
@@ -75,12 +75,33 @@ def float_up(size: str) -> str:
 
 def test_float64_where_it_fits_else_float32() -> None:
     assert plan(job(rank="full", memory="8GiB"), facts(), MACHINE).precision == "float64"
-    assert plan(job(rank="full", memory="4GiB"), facts(), MACHINE).precision == "float32"
+    assert plan(job(rank="full", memory="4GiB", svd="direct"), facts(), MACHINE).precision == "float32"
 
 
 def test_lapack_ends_below_32767_columns() -> None:
     with pytest.raises(DoesNotFitError, match=r"32,766 columns and a row has 49,152"):
-        plan(job(resolution=128, rank="full"), facts(), MACHINE)
+        plan(job(resolution=128, rank="full", svd="direct"), facts(), MACHINE)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "method"),
+    [
+        ({"rank": "full", "memory": "8GiB"}, "direct"),  # float64 fits
+        ({"rank": "full", "memory": "1GiB"}, "blocked"),
+        ({"rank": "full", "resolution": 128}, "blocked"),  # past LAPACK's end
+        ({"rank": 256, "memory": "8GiB"}, "randomized"),
+        ({"rank": "energy=0.99", "memory": "8GiB"}, "randomized"),
+        ({"rank": "full", "resolution": 16}, "direct"),
+        ({"rank": "full", "resolution": 256, "samples": 2000}, "dual"),
+        ({"rank": 0}, "none"),
+    ],
+)
+def test_auto_chooses_by_memory_samples_rank_and_says_why(wanted: dict[str, Any], method: str) -> None:
+    chosen = plan(job(**{"resolution": 64, **wanted}), facts(samples=wanted.pop("samples", 50_000)), MACHINE)
+    assert chosen.method == method
+    assert "\n" not in chosen.reason
+    assert chosen.reason.startswith(method if method != "none" else "rank 0")
+    assert chosen.peak <= chosen.memory
 
 
 def test_too_little_disk_is_refused_with_both_sizes() -> None:

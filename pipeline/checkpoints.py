@@ -1,0 +1,71 @@
+"""What the randomized method keeps between its passes, so that a crash costs one of them at most."""
+
+from typing import Any
+
+import torch
+
+from tilecov.storage.partials import Partial
+from tilecov.storage.runs import RunFolder
+
+from .svd.randomized import Progress
+
+_STAGE, _TASK = "spectrum", "krylov"
+
+
+class KrylovState:
+    """A Krylov basis in a run's work folder: rows as they were added, and one record that says which count.
+
+    Parameters
+    ----------
+    run : RunFolder
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self._prefix = run.fresh(_STAGE, _TASK)
+        self._pieces: list[dict[str, Any]] = []
+        self._saves = 0
+
+    def load(self) -> Progress | None:
+        """Return what was saved last; None where nothing was."""
+        record = self._run.commits(_STAGE).get(_TASK)
+        if record is None:
+            return None
+        self._pieces, self._prefix = record["pieces"], record["prefix"]
+        self._saves = record["saves"]
+        partial = self._partial
+        basis = torch.cat([torch.from_numpy(partial.read(piece["record"]).copy()) for piece in self._pieces])
+        small = {name: torch.from_numpy(partial.read(record[name]).copy()) for name in ("coupling", "values")}
+        return Progress(basis, small["coupling"], small["values"], **record["numbers"])
+
+    def save(self, progress: Progress, changed: int) -> None:
+        """Save the rows from ``changed`` on, and what is small; the record that makes them count comes last."""
+        self._saves += 1
+        kept = [piece for piece in self._pieces if piece["stop"] <= changed]
+        start = kept[-1]["stop"] if kept else 0
+        dropped = self._pieces[len(kept) :]
+        partial, stop = self._partial, len(progress.basis)
+        rows = partial.write(f"rows-{self._saves}", progress.basis[start:].cpu().numpy())
+        self._pieces = [*kept, {"start": start, "stop": stop, "record": rows}]
+        record = {
+            "prefix": self._prefix,
+            "saves": self._saves,
+            "pieces": self._pieces,
+            "coupling": partial.write(f"coupling-{self._saves}", progress.coupling.cpu().numpy()),
+            "values": partial.write(f"values-{self._saves}", progress.values.cpu().numpy()),
+            "numbers": {name: getattr(progress, name) for name in ("passes", "drawn", "due", "squares")},
+        }
+        self._run.commit(_STAGE, _TASK, record)
+        for piece in dropped:
+            partial.folder.remove(piece["record"]["name"])
+        for name in ("coupling", "values") if self._saves > 1 else ():
+            partial.folder.remove(f"{name}-{self._saves - 1}")
+
+    def forget(self) -> None:
+        """Remove everything: the spectrum is written."""
+        self._run.forget(_STAGE, _TASK)
+        self._run.root.remove(self._prefix)
+
+    @property
+    def _partial(self) -> Partial:
+        return Partial(self._run.folder(self._prefix))

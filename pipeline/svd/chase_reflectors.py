@@ -1,0 +1,185 @@
+"""The reflectors of the bulge chasing: how they are cut into groups, and their product applied to a slab.
+
+A reflector is kept as a v of norm sqrt(2), so that it is ``H = I - v v.T`` and no second number is needed; v = 0 is the
+identity. Step k of sweep s acts on the rows ``[s + 1 + k b, s + 1 + (k + 1) b)``.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+import torch
+
+Numbers = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sweeps:
+    """How the reflectors of the bulge chasing are cut into groups of consecutive sweeps.
+
+    All groups together hold about d^2 / 2 numbers.
+
+    Parameters
+    ----------
+    size : int
+        Rows of the matrix, d.
+    width : int
+        Half-width of the band, b: how many subdiagonals it has.
+    group : int
+        Sweeps a group, the last group possibly fewer. Half of ``width`` applies fastest, powers of 2 above all.
+
+    Raises
+    ------
+    ValueError
+        Where one of them is below 1.
+    """
+
+    size: int
+    width: int
+    group: int
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.width, self.group) < 1:
+            raise ValueError(
+                f"sweeps need a size, a width and a group of at least 1, not {self.size}, {self.width}, {self.group}"
+            )
+
+    def __len__(self) -> int:
+        return (self.total + self.group - 1) // self.group
+
+    @property
+    def reach(self) -> int:
+        """Rows of a reflector: ``width``, or fewer where the whole matrix has fewer below its diagonal."""
+        return max(1, min(self.width, self.size - 1))
+
+    @property
+    def total(self) -> int:
+        """Sweeps in all; a band that is tridiagonal already needs none."""
+        return max(0, self.size - 2) if self.reach > 1 else 0
+
+    def steps(self, sweep: int) -> int:
+        """Return how many reflectors ``sweep`` has."""
+        return (self.size - 3 - sweep) // self.reach + 1
+
+    def shape(self, number: int) -> tuple[int, int, int]:
+        """Return the shape of group ``number``: (steps, sweeps, rows); the steps that a sweep does not have are 0."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"group {number} of {len(self)}")
+        first = number * self.group
+        return self.steps(first), min(self.group, self.total - first), self.reach
+
+
+def apply(sweeps: Sweeps, load: Callable[[int], tuple[Numbers, Numbers]], slab: torch.Tensor) -> None:
+    """Replace ``slab`` by ``Q slab``, where ``B = Q T Q.T`` is what ``tridiagonalize`` did.
+
+    The groups are loaded once each, the last one first, while the one before is being applied. Each of torch's threads
+    has its own columns of the slab; one slab at a time in a process. In memory are two groups, about 4 times each.
+
+    Reflectors of one step are applied as one block. Of two steps in a group, reflectors share rows only where the later
+    step belongs to the earlier sweep, which was made first: so ``Q`` of a group is the product of its blocks, the last
+    step leftmost.
+
+    Parameters
+    ----------
+    sweeps : Sweeps
+        As the reflectors were made.
+    load : callable
+        Returns group ``number`` as ``keep`` was given it, and its ``left_factors``, in any floating dtype.
+    slab : torch.Tensor
+        (d, w), float32 or float64, on any device; its rows contiguous. 500 columns a thread use the machine well.
+
+    Raises
+    ------
+    ValueError
+        Where the slab or a group has another shape.
+    """
+    if slab.ndim != 2 or len(slab) != sweeps.size:
+        raise ValueError(f"a slab has shape ({sweeps.size}, w), one of {tuple(slab.shape)} was given")
+    with single_threaded() as threads, ThreadPoolExecutor(threads) as pool:
+        parts = slab.chunk(threads if slab.device.type == "cpu" else 1, dim=1)
+        under_way: list[Future[None]] = []
+        for number in reversed(range(len(sweeps))):
+            kept, left = load(number)
+            if kept.shape != sweeps.shape(number):
+                raise ValueError(f"group {number} has shape {sweeps.shape(number)}, one of {kept.shape} was loaded")
+            transposed = _transposed(torch.from_numpy(kept).to(slab))
+            factors = torch.from_numpy(left).to(slab)
+            for one in under_way:
+                one.result()
+            first = number * sweeps.group + 1
+            under_way = [pool.submit(_apply_group, part[first:], sweeps.reach, transposed, factors) for part in parts]
+        for one in under_way:
+            one.result()
+
+
+@contextmanager
+def single_threaded() -> Iterator[int]:
+    """Let torch use one thread in the whole process, and yield how many it used.
+
+    Products of a few hundred rows take microseconds. Torch's threads wait for each other after each of them, which on a
+    busy machine takes longer than the products, 10 times and more.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _apply_group(slab: torch.Tensor, reach: int, transposed: torch.Tensor, left: torch.Tensor) -> None:
+    rows = transposed.shape[2]
+    for step in range(len(transposed)):
+        part = slab[step * reach : step * reach + rows]
+        product = transposed[step, :, : len(part)] @ part
+        part.addmm_(left[step, : len(part)], product, alpha=-1)
+
+
+def left_factors(kept: Numbers) -> Numbers:
+    """Return V T (steps, rows, sweeps) of every step of a group, whose block is ``I - V T V.T``, in the group's dtype.
+
+    T is the inverse of ``triu(V.T V, 1) + diag(V.T V) / 2``: T. Joffrain, T. M. Low, E. S. Quintana-Orti, R. van de
+    Geijn, F. G. Van Zee: Accumulating Householder transformations, revisited. ACM TOMS 32(2), 2006. The block is so
+    orthogonal for any V, also for one that was rounded to float32. T is made in float64: rounding it to float32 before
+    the product with V lengthens all columns, by 1e-6 at d = 3,000.
+    """
+    with single_threaded():
+        transposed = _transposed(torch.from_numpy(kept).to(torch.float64))
+        steps, count, _ = transposed.shape
+        side = 1 << (count - 1).bit_length()
+        inverse = transposed.new_zeros((steps, side, side))
+        inverse[:, :count, :count] = torch.bmm(transposed, transposed.transpose(1, 2)).triu_()
+        diagonal = inverse.diagonal(dim1=1, dim2=2)
+        diagonal.copy_(torch.where(diagonal == 0, 1, 2 / diagonal))
+        _invert(inverse)
+        left: Numbers = torch.bmm(transposed.transpose(1, 2), inverse[:, :count, :count]).numpy()
+    return left.astype(kept.dtype)
+
+
+def _transposed(kept: torch.Tensor) -> torch.Tensor:
+    """Return V.T (steps, sweeps, rows) of every step of a group: each sweep begins one row further down."""
+    steps, count, reach = kept.shape
+    rows = reach + count - 1
+    transposed = kept.new_zeros((steps, count, rows))
+    transposed.as_strided(kept.shape, (count * rows, rows + 1, 1)).copy_(kept)
+    return transposed
+
+
+def _invert(triangles: torch.Tensor) -> None:
+    """Invert (n, m, m) upper triangles in place, m a power of 2, their diagonals inverted already.
+
+    By blocks that double, ``inv([[A, B], [0, C]]) = [[inv(A), -inv(A) B inv(C)], [0, inv(C)]]``: all of a level in one
+    call, where ``torch.linalg.solve_triangular`` makes a threaded call for each triangle, 5 to 50 times slower here.
+    """
+    count, side, _ = triangles.shape
+    half = 1
+    while half < side:
+        pair = 2 * half
+        shape, strides = (count, side // pair, pair, pair), (side * side, pair * (side + 1), side, 1)
+        blocks = triangles.as_strided(shape, strides)
+        corner = blocks[..., :half, half:]
+        corner.copy_(-(blocks[..., :half, :half] @ corner @ blocks[..., half:, half:]))
+        half = pair
