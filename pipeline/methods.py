@@ -10,9 +10,11 @@ from .sizes import show_size
 
 LAPACK_LIMIT = 32_767
 """Columns from which LAPACK's 32-bit workspace sizes overflow."""
-BAND_FLOPS, SLAB_FLOPS = 3.0, 8.0
-"""Multiples of d**3, at the same rate, that a band takes, and all eigenvectors of it (measured, d = 6,075)."""
-WIDTH = 64
+BAND_FLOPS, SLAB_FLOPS = 3.0, 13.0
+"""Multiples of d**3, at the same rate, that a band takes, and all eigenvectors of it (measured, d = 6,075 and 12,288)."""
+CHASE_SECONDS = 2.3e-7
+"""Seconds, times d**2, of bulge chasing and divide and conquer on one core (measured, d = 6,075 and 12,288)."""
+WIDTH = 128
 """Half-width of the band."""
 PASSES = 12
 """Panels of the size asked for that the randomized method multiplies by the matrix, about (measured on photographs)."""
@@ -166,7 +168,7 @@ class Methods:
             seconds=flops[0] / rate,
         )  # fmt: skip
         second = costs.stage(
-            "tridiagonal", costs.base + self._tridiagonal_bytes(), written=matrix, seconds=6e-8 * self.size**2,
+            "tridiagonal", costs.base + self._tridiagonal_bytes(), written=matrix, seconds=CHASE_SECONDS * self.size**2,
             flops=7.0 * WIDTH * self.size**2,
         )  # fmt: skip
         slab = self._slab(width)
@@ -179,8 +181,8 @@ class Methods:
         yield Decomposition("blocked", precision, why, (first, second, third), budget, WIDTH, slab)
 
     def _tridiagonal_bytes(self) -> int:
-        """Bytes of the band and its spread, the sweeps under way, and the merges' blocks (measured)."""
-        return 8 * self.size * (6 * WIDTH + 2 * 96) + (96 << 20)
+        """Bytes of the band and its spread, of the sweeps under way, and of what waits to be written (measured)."""
+        return 8 * self.size * (5 * WIDTH + self.size // (2 * WIDTH)) + (32 << 20)
 
     def _slab(self, width: int) -> int:
         """Return how many eigenvectors are made at a time: up to a tile column, as many as fit."""
@@ -191,7 +193,7 @@ class Methods:
 
     def _slab_bytes(self, slab: int, width: int) -> int:
         """Bytes of a slab while it is transformed, of two panels, a group of reflectors and the merges' data."""
-        return int(3.5 * self.size * slab * width) + self.size * (8 * WIDTH * width + 3 * 96 * 8) + (40 << 20)
+        return 3 * self.size * slab * width + self.size * (4 * WIDTH * width + 96 * 8) + (16 << 20)
 
     def _randomized(self) -> Iterator[Decomposition]:
         if self.costs.job.rank == "full":

@@ -51,7 +51,8 @@ def merge(
     out: Out,
     subtract: Annotated[list[str] | None, typer.Option("--subtract", help="A run to take away.", metavar="RUN")] = None,
     allow_duplicates: Annotated[bool, typer.Option("--allow-duplicates", help="Let a shard count twice.")] = False,
-    rank: Annotated[str | None, typer.Option("--rank", help="full or K; by default the first run's.")] = None,
+    rank: Annotated[str | None, typer.Option("--rank", help="As for run; by default the first run's.")] = None,
+    svd: Annotated[str | None, typer.Option("--svd", help="As for run; by default the first run's.")] = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32 or float64; by default the first run's.")
     ] = None,
@@ -64,8 +65,9 @@ def merge(
     from ..merge import merge as add
     from .progress import make_observer
 
-    given = {"rank": parse_rank(rank), "dtype": dtype, "memory": memory, "storage_options": storage_options(options)}
+    given: dict[str, Any] = {"rank": parse_rank(rank), "svd": svd, "dtype": dtype, "memory": memory}
     changes = {name: value for name, value in given.items() if value is not None}
+    changes["storage_options"] = storage_options(options)
     with make_observer(quiet=quiet or json_) as observer:
         manifest = add(
             runs, out, subtract=subtract or (), allow_duplicates=allow_duplicates, changes=changes, observer=observer

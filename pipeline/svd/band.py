@@ -6,7 +6,9 @@ the QR factorization of the block column below the diagonal block gives a panel,
 tiles a panel does both: it applies the panel before, which waits till then, and multiplies the tiles by the new V.
 """
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +22,17 @@ from tilecov.storage.tiling import Tiling
 
 from ..errors import DoesNotFitError
 from ..sizes import show_size
+from .chase_reflectors import single_threaded
 from .direct import SymmetricTiles
 from .panels import Panels, factor
-from .tilecache import IN_FLIGHT, TileCache, drop_generations
+from .tilecache import IN_FLIGHT, SHARES, Place, TileCache, drop_generations
 
 COMMIT = "band"
 """The name of the one record that is committed, again and again."""
 
-_HELD = 5
-"""Arrays (n, b) at once, upper bound: V and W of the panel that waits, V and Z of the new one, the next block row."""
+_HELD = 4 + SHARES
+"""Arrays (n, b) at once, upper bound: V and W of the panel that waits, V of the new one and a Z of each thread, and the
+next block row."""
 
 Commit = Callable[[str, dict[str, Any]], None]
 
@@ -46,7 +50,7 @@ def least_bytes(size: int, width: int, dtype: torch.dtype, rest: int | None = No
     small = 8 * (6 * width * width + 2 * width * 4096)  # float64 matrices of (b, b), and pieces of V
     panels = dtype.itemsize * _HELD * (size if rest is None else rest) * width
     filling = (8 + dtype.itemsize) * min(size, 1024) ** 2  # a tile of the matrix, as it is read and as it is kept
-    return small + max(panels, filling) + dtype.itemsize * tile * (IN_FLIGHT * tile + 4 * width)
+    return small + max(panels, filling) + dtype.itemsize * tile * (IN_FLIGHT * tile + SHARES * 4 * width)
 
 
 @dataclass
@@ -76,6 +80,7 @@ class _Reduction:
     panels: Panels
     band: TileMatrix
     block: torch.Tensor  # the next block row, (up to b, d - first), without the panel that waits
+    pool: ThreadPoolExecutor  # one for all passes, since every new thread takes some MB for its products
     waiting: _Waiting | None = None
 
     def start(self, matrix: SymmetricTiles, done: int) -> None:
@@ -158,11 +163,43 @@ class _Reduction:
 
     def _pass(self, first: int, V: torch.Tensor, T: torch.Tensor) -> None:
         """Go over the tiles once: apply the panel that waits, add up A V, and take out the next block row."""
+        self.block, _ = self.block_of(first)
+        sums = self._sums(first, V)
+        self.waiting = None  # frees its memory before the next one is made
+        Z = sums.pop(0)
+        while sums:
+            Z += sums.pop(0)
+        Z = Z @ T.to(self.dtype)
+        middle = T.T @ (V.T @ Z).double()
+        self.waiting = _Waiting(first, V, Z.addmm_(V, ((middle + middle.T) / 4).to(self.dtype), alpha=-1))
+
+    def _sums(self, first: int, V: torch.Tensor) -> list[torch.Tensor]:
+        """Return the parts of A V that each thread has added up.
+
+        One thread's arithmetic hides what the other one waits for: the disk, and torch's threads for each other, which
+        after every product of tiles takes as long as the product where other threads are busy.
+        """
+        stopped = threading.Event()
+        with single_threaded() as threads:
+            shares = min(threads, SHARES) if self.device.type == "cpu" else 1
+            torch.set_num_threads(threads // shares)
+            index, changed = first // self.tiles.tiling.tile, self.waiting is not None
+            parts = self.tiles.sweep(index, room=self.room(first), changed=changed, shares=shares)
+            futures = [self.pool.submit(self._multiply, part, first, V, stopped) for part in parts]
+            try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+            finally:
+                stopped.set()  # one that failed, or ctrl-C, does not wait for the others' whole pass
+                wait(futures)
+        return [future.result() for future in futures]
+
+    def _multiply(self, tiles: Iterator[Place], first: int, V: torch.Tensor, stopped: threading.Event) -> torch.Tensor:
+        """Bring ``tiles`` up to date, take their part of the next block row, and return their part of A V."""
         tile = self.tiles.tiling.tile
-        changed = self.waiting is not None
         Z = torch.zeros_like(V)
-        self.block, span = self.block_of(first)
-        for i, j, whole in self.tiles.sweep(first // tile, room=self.room(first), changed=changed):
+        for i, j, whole in tiles:
+            if stopped.is_set():
+                break
             rows, columns = self._left(i, first), self._left(j, first)
             part = whole[rows.start - i * tile :, columns.start - j * tile :]
             if self.waiting is not None:
@@ -173,11 +210,8 @@ class _Reduction:
             if i != j:
                 Z[there].addmm_(part.T, V[here])
             if rows.start == first:
-                self.block[:, there] = part[: span.stop - first]
-        self.waiting = None  # frees its memory before the next one is made
-        Z = Z @ T.to(self.dtype)
-        middle = T.T @ (V.T @ Z).double()
-        self.waiting = _Waiting(first, V, Z.addmm_(V, ((middle + middle.T) / 4).to(self.dtype), alpha=-1))
+                self.block[:, there] = part[: len(self.block)]
+        return Z
 
     def _left(self, index: int, first: int) -> slice:
         span = self.tiles.tiling.span(index)
@@ -242,8 +276,11 @@ def reduce_to_band(
         )
         panels = Panels.create(scratch, size=size, width=width, dtype=dtype)
         tiling = working_tiling(size, width)
-        with TileCache(scratch, tiling, dtype=dtype, device=device, generation=record["generation"]) as tiles:
-            reduction = _Reduction(size, width, dtype, device, budget, scratch, tiles, panels, band, torch.empty(0))
+        tiles = TileCache(scratch, tiling, dtype=dtype, device=device, generation=record["generation"])
+        with ThreadPoolExecutor(SHARES, "tilecov-tiles") as pool:
+            reduction = _Reduction(
+                size, width, dtype, device, budget, scratch, tiles, panels, band, torch.empty(0), pool
+            )
             reduction.start(matrix, record["blocks"])
             for k in range(record["blocks"], blocks):
                 reduction.step(k)

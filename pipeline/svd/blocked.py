@@ -5,7 +5,9 @@ divide and conquer (`tridiagonal`). Q1 and Q2 are kept as reflectors, V as the d
 matrix is ever in memory, and eigenvectors are made a slab of columns at a time: ``U[:, slab] = Q1 (Q2 V[:, slab])``.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,7 @@ from tilecov.storage.partials import Array, Partial
 
 from .band import Commit, read_band, reduce_to_band
 from .chase import tridiagonalize
-from .chase_reflectors import Sweeps, apply, left_factors
+from .chase_reflectors import Sweeps, apply, left_factors, single_threaded
 from .direct import SymmetricTiles
 from .panels import Panels
 from .tridiagonal import NEGLIGIBLE, TridiagonalSpectrum, decompose_tridiagonal
@@ -26,6 +28,9 @@ Record = Mapping[str, Any]
 
 _NEGLIGIBLE = {torch.float32: 1e-8, torch.float64: NEGLIGIBLE}
 """What couples two eigenpairs of the tridiagonal by less than this part of it is left out: far below the rounding."""
+
+_WAITING = 2
+"""Groups of reflectors that are in memory to be written, while the chasing goes on."""
 
 
 def group_of(width: int) -> int:
@@ -80,12 +85,21 @@ class Blocked:
         kept: list[dict[str, Any]] = []
         kind = np.float32 if self.dtype == torch.float32 else np.float64
 
-        def keep(number: int, reflectors: Array) -> None:
-            rounded = reflectors.astype(kind, copy=False)
-            pair = {"reflectors": rounded, "left": left_factors(rounded)}
-            kept.append({name: partial.write(f"{name}-{number:05d}", values) for name, values in pair.items()})
+        waiting: deque[Future[dict[str, Any]]] = deque()
 
-        diagonal, off = tridiagonalize(read_band(self.scratch.folder("band")), keep, group=sweeps.group)
+        def write(number: int, rounded: Array) -> dict[str, Any]:
+            pair = {"reflectors": rounded, "left": left_factors(rounded)}
+            return {name: partial.write(f"{name}-{number:05d}", values) for name, values in pair.items()}
+
+        def keep(number: int, reflectors: Array) -> None:
+            if len(waiting) == _WAITING:
+                kept.append(waiting.popleft().result())
+            waiting.append(pool.submit(write, number, reflectors.astype(kind, copy=False)))
+
+        # The outer one, since the chase and the writer restore the number of threads that they find, in any order.
+        with single_threaded(), ThreadPoolExecutor(1, "tilecov-write") as pool:
+            diagonal, off = tridiagonalize(read_band(self.scratch.folder("band")), keep, group=sweeps.group)
+            kept += [future.result() for future in waiting]
         spectrum = decompose_tridiagonal(diagonal, off, _NEGLIGIBLE[self.dtype])
         tree = {name: partial.write(f"tree-{name}", vector) for name, vector in spectrum.arrays().items()}
         return {"attempt": attempt, "sweeps": kept, "tree": tree}

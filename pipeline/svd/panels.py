@@ -1,16 +1,19 @@
 """Panels of Householder reflectors: how one is made, how all are stored, and how their product is applied."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from tilecov.storage.objects import Folder
-from tilecov.storage.tiles import TileMatrix, open_group
+from tilecov.storage.partials import DamagedTileError, Partial
 
 from ..ahead import ahead
 
-_ROWS = 4096  # of a panel in one chunk
+_ROWS = 4096  # of a panel in float64 at a time, and in one file
+
+_FORM = "panels.json"
 
 
 def panel_count(size: int, width: int) -> int:
@@ -63,63 +66,64 @@ def factor(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 class Panels:
     """Q = Q_0 Q_1 ... of order d, with ``Q_k = I - V_k T_k V_k.T``, where V_k is zero in its first (k + 1) b rows.
 
+    They are plain files, each with a checksum, since every slab of eigenvectors reads all of them.
+
     Parameters
     ----------
-    reflectors : TileMatrix
-        (d, panels x b): V_k, without the tiles that are all zero.
-    factors : TileMatrix
-        (panels x b, b): T_k, float64.
+    folder : Folder
+        Holds V_k in pieces of rows and T_k, and of each panel a record that is written last.
+    size, width : int
+        d and b.
+    dtype : torch.dtype
+        float32 or float64, of V_k; T_k is float64.
     """
 
-    reflectors: TileMatrix
-    factors: TileMatrix
+    folder: Folder
+    size: int
+    width: int
+    dtype: torch.dtype
 
     @classmethod
     def create(cls, scratch: Folder, *, size: int, width: int, dtype: torch.dtype) -> "Panels":
         """Make room for the panels of a matrix of order ``size``, or open it where it is there already."""
-        group = open_group(scratch, writable=True)
-        count = max(1, panel_count(size, width))  # Zarr has no empty arrays
-        kind = str(dtype).removeprefix("torch.")
-        reflectors = TileMatrix.create(group, "reflectors", (size, count * width), (_ROWS, width), kind)
-        return cls(reflectors, TileMatrix.create(group, "factors", (count * width, width), (width, width), "float64"))
+        panels = cls(scratch.folder("panels"), size, width, dtype)
+        form = {"size": size, "width": width, "dtype": str(dtype).removeprefix("torch.")}
+        panels.folder.write(_FORM, json.dumps(form).encode())
+        return panels
 
     @classmethod
     def open(cls, scratch: Folder) -> "Panels":
-        """Open the panels in ``scratch``; KeyError where there are none."""
-        group = open_group(scratch)
-        return cls(TileMatrix.open(group, "reflectors"), TileMatrix.open(group, "factors"))
+        """Open the panels in ``scratch``; FileNotFoundError where there are none."""
+        folder = scratch.folder("panels")
+        form = json.loads(folder.read(_FORM))
+        return cls(folder, form["size"], form["width"], getattr(torch, form["dtype"]))
 
     def __len__(self) -> int:
-        return panel_count(self.reflectors.rows.size, self.factors.columns.size)
+        return panel_count(self.size, self.width)
 
     def write(self, k: int, V: torch.Tensor, T: torch.Tensor) -> None:
-        """Write V_k (n, b), without its zero rows, and T_k (b, b)."""
-        rows = self.reflectors.rows
-        first = rows.size - len(V)
-        values = V.cpu().numpy()
-        for i in range(first // rows.tile, len(rows)):
-            span = rows.span(i)
-            part = values[max(span.start - first, 0) : span.stop - first]
-            if len(part) < rows.width(i):
-                whole = torch.zeros((rows.width(i), V.shape[1]), dtype=V.dtype).numpy()
-                whole[-len(part) :] = part
-                part = whole
-            self.reflectors.write(i, k, part)
-        self.factors.write(k, 0, T.cpu().numpy())
+        """Write V_k (n, b), without its zero rows, and T_k (b, b); the same panel again leaves the same files."""
+        partial, values = Partial(self.folder), V.cpu().numpy()
+        pieces = ((f"V-{k:05d}-{row:08d}", values[row : row + _ROWS]) for row in range(0, len(values), _ROWS))
+        record = {
+            "V": [partial.write(name, piece) for name, piece in pieces],
+            "T": partial.write(f"T-{k:05d}", T.cpu().numpy()),
+        }
+        self.folder.write(_record(k), json.dumps(record).encode())
 
     def read(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return V_k (n, b), without its zero rows, and T_k (b, b); MissingTileError where they were never written."""
-        rows, width = self.reflectors.rows, self.factors.columns.size
-        first = (k + 1) * width
-        dtype = torch.float32 if self.reflectors.dtype.itemsize == 4 else torch.float64
-        V = torch.empty((rows.size - first, width), dtype=dtype)
-        for i in range(first // rows.tile, len(rows)):
-            span = rows.span(i)
-            V.numpy()[max(span.start - first, 0) : span.stop - first] = self.reflectors.read(i, k)[
-                max(first - span.start, 0) :
-            ]
-        T = torch.empty((width, width), dtype=torch.float64)
-        T.numpy()[:] = self.factors.read(k, 0)
+        """Return V_k (n, b), without its zero rows, and T_k (b, b); DamagedTileError where they are not as written."""
+        try:
+            record = json.loads(self.folder.read(_record(k)))
+        except FileNotFoundError as error:
+            raise DamagedTileError(f"{self.folder.path(_record(k))} is missing") from error
+        partial = Partial(self.folder)
+        # In torch's own memory: matrix products give the same bits only for memory aligned in the same way.
+        V = torch.empty((self.size - (k + 1) * self.width, self.width), dtype=self.dtype)
+        for number, piece in enumerate(record["V"]):
+            V.numpy()[number * _ROWS : (number + 1) * _ROWS] = partial.read(piece)
+        T = torch.empty((self.width, self.width), dtype=torch.float64)
+        T.numpy()[:] = partial.read(record["T"])
         return V, T
 
     def _backwards(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -138,3 +142,7 @@ class Panels:
             rest = slab[slab.shape[0] - len(V) :]
             # The small product in float64 costs nothing and keeps T as it was made.
             rest.addmm_(on_device, (T.to(slab.device) @ (on_device.T @ rest).double()).to(slab.dtype), alpha=-1)
+
+
+def _record(k: int) -> str:
+    return f"panel-{k:05d}.json"

@@ -147,18 +147,23 @@ class _Products:
     dtype: torch.dtype
     device: torch.device
 
-    def multiply(self, block: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """Return ``block S`` (b, d), and the squared Frobenius norm of S."""
-        tiling, product, squares = self.matrix.tiling, torch.zeros_like(block), 0.0
+    squares: float = 0.0
+    """Squared Frobenius norm of the scaled S, once the first pass was made: it takes a third of a pass."""
+
+    def multiply(self, block: torch.Tensor) -> torch.Tensor:
+        """Return ``block S`` (b, d)."""
+        tiling, product, squares = self.matrix.tiling, torch.zeros_like(block), self.squares
         for i, j, tile in ahead(self._tiles()):
             rows, columns = tiling.span(i), tiling.span(j)
             product[:, columns].addmm_(block[:, rows], tile)
             if i != j:
                 product[:, rows].addmm_(block[:, columns], tile.T)
-            squares += float(torch.linalg.vector_norm(tile, dtype=torch.float64)) ** 2 * (1 if i == j else 2)
+            if not self.squares:
+                squares += float(torch.linalg.vector_norm(tile, dtype=torch.float64)) ** 2 * (1 if i == j else 2)
         if not math.isfinite(squares):
             raise ValueError(f"the Frobenius norm of the matrix is {math.sqrt(squares)}; the covariance must be finite")
-        return product, squares
+        self.squares = squares
+        return product
 
     def _tiles(self) -> Iterator[tuple[int, int, torch.Tensor]]:
         kind = np.float64 if self.dtype == torch.float64 else np.float32
@@ -229,7 +234,8 @@ class _Krylov:
             self.draw()
         done, filled = self.multiplied, self.filled
         head = slice(done, min(done + self.block, filled))
-        product, self.squares = products.multiply(self.rows[head])
+        product = products.multiply(self.rows[head])
+        self.squares = products.squares
         inside = self._project(product) + self._project(product)
         self.coupling = torch.cat([self.coupling, inside.T], dim=1)
         directions, triangle = torch.linalg.qr(product.T)

@@ -1,23 +1,31 @@
-"""The tiles of a symmetric matrix while they are being changed: those that fit stay in memory, the rest lie in Zarr."""
+"""The tiles of a symmetric matrix while they are being changed: those that fit stay in memory, the rest in files.
+
+Plain files, a tile each, not Zarr: whose event loop, one thread of many that want two cores, made reading or writing a
+tile of 1 MB take 5 ms where the file alone takes a half.
+"""
 
 import contextlib
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import Self, cast
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 
 from tilecov.storage.objects import Folder
-from tilecov.storage.tiles import TileMatrix, open_group
+from tilecov.storage.partials import DamagedTileError
 from tilecov.storage.tiling import Tiling
 
 from ..ahead import ahead
 from .direct import SymmetricTiles
 
-IN_FLIGHT = 7
-"""Tiles beside the resident ones, upper bound: one in use, one read ahead (three copies), one being written (two)."""
+SHARES = 2
+"""Threads that go over the tiles at a time, at most: one reads or writes its tile while the other one multiplies."""
+
+IN_FLIGHT = 3 * SHARES
+"""Tiles beside the resident ones, upper bound: of each thread one, and two copies of it while it is read or written."""
+
+Place = tuple[int, int, torch.Tensor]
 
 _PREFIX = "generation-"
 
@@ -53,29 +61,16 @@ class TileCache:
         self._device = device
         self._resident: dict[tuple[int, int], torch.Tensor] = {}
         self._rewritten: set[tuple[int, int]] = set()
-        self._writer = ThreadPoolExecutor(1, "tilecov-write")
-        self._writing: Future[None] | None = None
         drop_generations(scratch, but=generation)
-        self._old = self._matrix(generation) if generation else None
-        self._new = self._matrix(generation + 1)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._writer.shutdown(wait=True)
+        self._make_folder()
 
     def folder(self, generation: int) -> Folder:
         """Return the folder of a generation; what belongs to its checkpoint may be put there."""
         return self._scratch.folder(f"{_PREFIX}{generation}")
 
-    def _matrix(self, generation: int) -> TileMatrix:
-        size, tile = self.tiling.size, self.tiling.tile
-        dtype = str(self._dtype).removeprefix("torch.")
-        group = open_group(self.folder(generation), writable=True)
-        return TileMatrix.create(group, "tiles", (size, size), (tile, tile), dtype)
+    def _make_folder(self) -> None:
+        if self._scratch.is_local:  # elsewhere there are no folders to make
+            Path(self.folder(self.generation + 1).path()).mkdir(parents=True, exist_ok=True)
 
     def fill(self, matrix: SymmetricTiles, room: int) -> None:
         """Take the tiles of ``matrix``, however it is cut; each is read once.
@@ -102,15 +97,18 @@ class TileCache:
             del values, part  # else they are there while the next tile is made
 
     def _place(self, place: tuple[int, int], rows: slice, columns: slice, part: torch.Tensor, resident: bool) -> None:  # noqa: FBT001
-        if not resident:
-            self._new.array[rows, columns] = part.numpy()
-            self._rewritten.add(place)
-            return
-        if place not in self._resident:
-            shape = self.tiling.width(place[0]), self.tiling.width(place[1])
-            self._resident[place] = torch.empty(shape, dtype=self._dtype, device=self._device)
         whole = self.tiling.span(place[0]), self.tiling.span(place[1])
-        self._resident[place][_within(rows, whole[0]), _within(columns, whole[1])] = part
+        if resident and place in self._resident:
+            tile = self._resident[place]
+        elif not resident and place in self._rewritten:
+            tile = self._read(*place)
+        else:
+            tile = self._empty(*place, self._device if resident else torch.device("cpu"))
+        tile[_within(rows, whole[0]), _within(columns, whole[1])] = part
+        if resident:
+            self._resident[place] = tile
+        else:
+            self._write(place, tile)
 
     def _longest_lived(self, first: int, room: int) -> set[tuple[int, int]]:
         """Return the last tiles, from tile row ``first`` on, that fit ``room`` bytes."""
@@ -123,8 +121,11 @@ class TileCache:
                 kept.add((i, j))
         return kept
 
-    def sweep(self, first: int, *, room: int, changed: bool) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """Yield (i, j, tile) of all upper tiles from tile row ``first`` on, row by row; earlier rows are given up.
+    def sweep(self, first: int, *, room: int, changed: bool, shares: int = 1) -> list[Iterator[Place]]:
+        """Return iterators over (i, j, tile), together all upper tiles from tile row ``first`` on; drop earlier rows.
+
+        Each is for a thread of its own. Which tiles it has depends on ``first`` and ``shares`` alone, and their order
+        too: so sums over them have the same bits, whatever ``room`` there is and however long the disk takes.
 
         Parameters
         ----------
@@ -133,13 +134,25 @@ class TileCache:
             Bytes that resident tiles may take; never less than the sweep before had.
         changed : bool
             Whether the caller changes the tiles in place.
+        shares : int
+            How many iterators, up to `SHARES`.
         """
         for place in [place for place in self._resident if place[0] < first]:
             del self._resident[place]
         kept = self._longest_lived(first, room)
         places = [(i, j) for i in range(first, len(self.tiling)) for j in range(i, len(self.tiling))]
+        return [self._share(places[k::shares], kept, changed, shares == 1) for k in range(shares)]
+
+    def _share(
+        self,
+        places: list[tuple[int, int]],
+        kept: set[tuple[int, int]],
+        changed: bool,  # noqa: FBT001
+        alone: bool,  # noqa: FBT001
+    ) -> Iterator[Place]:
         absent = [place for place in places if place not in self._resident]
-        reading = cast("Generator[torch.Tensor, None, None]", ahead(self._read(*place) for place in absent))
+        unread = (self._read(*place) for place in absent)
+        reading = cast("Generator[torch.Tensor, None, None]", ahead(unread) if alone else unread)
         with contextlib.closing(reading) as spilled:
             for place in places:
                 tile = self._resident[place] if place in self._resident else next(spilled).to(self._device)
@@ -148,7 +161,6 @@ class TileCache:
                     self._resident[place] = tile
                 elif changed:
                     self._write(place, tile)
-        self._written()
 
     def row(self, index: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield (j, tile) of tile row ``index``, from the diagonal on."""
@@ -156,23 +168,37 @@ class TileCache:
             tile = self._resident.get((index, j))
             yield j, self._read(index, j).to(self._device) if tile is None else tile
 
+    def _empty(self, i: int, j: int, device: torch.device) -> torch.Tensor:
+        return torch.empty((self.tiling.width(i), self.tiling.width(j)), dtype=self._dtype, device=device)
+
     def _read(self, i: int, j: int) -> torch.Tensor:
-        source = self._new if (i, j) in self._rewritten or self._old is None else self._old
+        folder = self.folder(self.generation + ((i, j) in self._rewritten))
         # Matrix products give the same bits only for memory aligned in the same way: torch's own.
-        tile = torch.empty((self.tiling.width(i), self.tiling.width(j)), dtype=self._dtype)
-        tile.numpy()[:] = source.read(i, j)
+        tile = self._empty(i, j, torch.device("cpu"))
+        values = tile.numpy().data.cast("B")
+        try:
+            if folder.is_local:
+                with Path(folder.path(_name(i, j))).open("rb", buffering=0) as file:
+                    count = file.readinto(values)
+            else:
+                data = folder.read(_name(i, j))
+                values[: len(data)] = data
+                count = len(data)
+        except FileNotFoundError:
+            count = 0
+        if count != len(values):
+            raise DamagedTileError(f"{folder.path(_name(i, j))} has {count} bytes of {len(values)}")
         return tile
 
     def _write(self, place: tuple[int, int], tile: torch.Tensor) -> None:
-        self._written()
+        folder = self.folder(self.generation + 1)
+        values = tile.cpu().numpy().data.cast("B")
+        if folder.is_local:
+            # Not flushed to the disk: a checkpoint does so for all tiles at once, and most are rewritten before.
+            Path(folder.path(_name(*place))).write_bytes(values)
+        else:
+            folder.write(_name(*place), values)
         self._rewritten.add(place)
-        self._writing = self._writer.submit(self._new.write, *place, tile.cpu().numpy())
-
-    def _written(self) -> None:
-        """Wait for the tile that is being written."""
-        if self._writing is not None:
-            self._writing.result()
-            self._writing = None
 
     def complete(self) -> int:
         """Write the resident tiles too and return the number of the generation that is whole then.
@@ -181,15 +207,14 @@ class TileCache:
         """
         for place, tile in self._resident.items():
             self._write(place, tile)
-        self._written()
         return self.generation + 1
 
     def advance(self) -> None:
         """Drop the committed generation, because the one after it is committed now."""
         self._scratch.remove(f"{_PREFIX}{self.generation}")
         self.generation += 1
-        self._old, self._new = self._new, self._matrix(self.generation + 1)
         self._rewritten.clear()
+        self._make_folder()
 
 
 def drop_generations(scratch: Folder, *, but: int = 0) -> None:
@@ -197,6 +222,10 @@ def drop_generations(scratch: Folder, *, but: int = 0) -> None:
     for name in scratch.names():
         if name.startswith(_PREFIX) and name != f"{_PREFIX}{but}":
             scratch.remove(name)
+
+
+def _name(i: int, j: int) -> str:
+    return f"tile-{i:05d}-{j:05d}"
 
 
 def _touched(tiling: Tiling, span: slice) -> range:

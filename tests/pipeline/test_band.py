@@ -14,7 +14,7 @@ from tilecov.pipeline.svd import band, tilecache
 from tilecov.pipeline.svd.band import COMMIT, least_bytes, read_band, reduce_to_band, working_tiling
 from tilecov.pipeline.svd.panels import Panels, factor, panel_count
 from tilecov.storage.objects import Folder
-from tilecov.storage.tiles import MissingTileError
+from tilecov.storage.partials import DamagedTileError
 from tilecov.storage.tiling import Tiling
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -165,8 +165,12 @@ def test_a_band_stays_what_it_is(tmp_path: Path) -> None:
     assert np.array_equal(dense(read_band(scratch)), whole)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_same_bits_for_any_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+def test_same_bits_for_any_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, threads: int
+) -> None:
+    torch.set_num_threads(threads)
     monkeypatch.setattr(band, "working_tiling", lambda size, width: Tiling(size, 2 * width))
     whole, found = covariance(100), set()
     least = least_bytes(100, 16, dtype)
@@ -176,8 +180,10 @@ def test_same_bits_for_any_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(found) == 1
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("more", [0, 20_000, PLENTY])
-def test_same_bits_after_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: int) -> None:
+def test_same_bits_after_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: int, threads: int) -> None:
+    torch.set_num_threads(threads)
     monkeypatch.setattr(band, "working_tiling", lambda size, width: Tiling(size, 2 * width))
     size, width, dtype = 66, 8, torch.float32
     whole, budget = covariance(size), least_bytes(size, width, dtype) + more
@@ -189,13 +195,16 @@ def test_same_bits_after_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     for _ in range(50):
         passes = 0
 
+        def killed(part: Any) -> Any:  # in the middle of a pass, tiles already changed
+            yield next(part)
+            yield next(part)
+            raise Killed
+
         def sweep(*args: Any, **options: Any) -> Any:
             nonlocal passes
             passes += 1
-            for index, item in enumerate(step(*args, **options)):
-                if passes == 3 and index == 2:  # in the middle of a pass, tiles already changed
-                    raise Killed
-                yield item
+            parts = step(*args, **options)
+            return [killed(parts[0]), *parts[1:]] if passes == 3 else parts
 
         monkeypatch.setattr(tilecache.TileCache, "sweep", sweep)
         matrix = Counted(whole, 33)
@@ -248,6 +257,27 @@ def test_what_is_complete_is_not_made_again(tmp_path: Path) -> None:
     assert not matrix.reads
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_thread_that_fails_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    torch.set_num_threads(threads)
+    monkeypatch.setattr(band, "working_tiling", lambda size, width: Tiling(size, 2 * width))
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
+    fill = tilecache.TileCache.fill
+
+    def filled(cache: tilecache.TileCache, *args: Any) -> None:
+        fill(cache, *args)
+        monkeypatch.setattr(tilecache.TileCache, "_write", full)
+
+    monkeypatch.setattr(tilecache.TileCache, "fill", filled)
+    monkeypatch.setattr(tilecache.TileCache, "_longest_lived", lambda *_: set())
+    with pytest.raises(OSError, match="no space left"):
+        reduce(Counted(covariance(60), 60), tmp_path, 4)
+    assert torch.get_num_threads() == threads
+
+
 def test_on_an_object_store() -> None:
     whole, scratch = covariance(40), Folder("memory://test-band")
     check(whole, reduce(Counted(whole, 20), scratch, 8, due=lambda: True), torch.float64)
@@ -260,10 +290,11 @@ def test_refuses_a_budget_that_is_too_small(tmp_path: Path) -> None:
         reduce(Counted(covariance(40), 40), tmp_path, 8, budget=least - 1)
 
 
-def test_a_lost_panel_is_not_read_as_zeros(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["V-00002-00000000", "T-00002", "panel-00002.json"])
+def test_a_lost_panel_is_not_read_as_zeros(tmp_path: Path, name: str) -> None:
     scratch = reduce(Counted(covariance(40), 40), tmp_path, 8)
-    (tmp_path / "reflectors" / "c" / "0" / "2").unlink()
-    with pytest.raises(MissingTileError, match="reflectors is missing"):
+    (tmp_path / "panels" / name).unlink()
+    with pytest.raises(DamagedTileError, match=f"{name} is missing"):
         Panels.open(scratch).apply(torch.eye(40, dtype=torch.float64))
 
 

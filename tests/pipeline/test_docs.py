@@ -28,7 +28,8 @@ def test_every_option_has_help(name: str, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_every_option_that_the_readme_names_exists() -> None:
-    known = {text for command in COMMANDS.values() for option in command.params for text in option.opts} | {"--help"}
+    options = [option for command in COMMANDS.values() for option in command.params]
+    known = {text for option in options for text in [*option.opts, *option.secondary_opts]} | {"--help"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
 
 
