@@ -11,7 +11,7 @@ from .sizes import show_size
 LAPACK_LIMIT = 32_767
 """Columns from which LAPACK's 32-bit workspace sizes overflow."""
 BAND_FLOPS, SLAB_FLOPS = 3.0, 13.0
-"""Multiples of d**3, at the same rate, that a band takes, and all eigenvectors of it (measured, d = 6,075 and 12,288)."""
+"""Multiples of d**3, at the same rate, that a band takes, and all eigenvectors of it (measured to d = 12,288)."""
 CHASE_SECONDS = 2.3e-7
 """Seconds, times d**2, of bulge chasing and divide and conquer on one core (measured, d = 6,075 and 12,288)."""
 WIDTH = 128
