@@ -26,6 +26,8 @@ TILE_COPIES = 8
 """Float64 tiles' worth that summing, moving, hashing and writing tiles hold at a time (measured)."""
 TRANSFER = 10 << 20
 """Bytes of encoded samples a decode thread holds at most: two batches and the chunks that they are views of."""
+EXPORT_PIECE = 16 << 20
+"""Bytes of an artifact that are written at a time."""
 CERTIFICATE_BYTES = 256 << 20
 """Bytes that the certificate's bands may take beside a slab of U and a tile."""
 
@@ -230,6 +232,8 @@ class Costs:
 
     def merge(self, units: int) -> StagePlan:
         """Return the adding up of partials."""
+        if not self.job.covariance:
+            return self.stage("merge", self.base + 256 * self.job.size, written=4 * 8 * self.job.size)
         entries = upper_entries(self.job.size) * self.groups
         read, written = (
             units * self.accumulator(entries),
@@ -284,18 +288,21 @@ class Costs:
         }
         return self.stage("spectrum", self.direct_memory(width), seconds=flops / rate, **cost)
 
-    def artifacts(self) -> StagePlan:
-        """Return the writing of the four files."""
-        values = self.job.size * self.rank * 4
-        memory = self.base + 5 * tile_of(self.job.size) * self.job.size * 4
+    def artifacts(self, rank: int) -> StagePlan:
+        """Return the writing of the four files, ``rank`` eigenvectors in them."""
+        values = self.job.size * rank * 4
+        band = tile_of(self.job.size) * self.job.size * 4
+        memory = self.base + band + min(4 * band, 3 * self.tile_bytes + 4 * EXPORT_PIECE)
         cost = {"read": 2 * values, "written": 2 * values, "requests": 4 + 4 * self.pairs, "seconds": 2 * values / 4e8}
         return self.stage("artifacts", memory, **cost)
 
-    def certificate(self) -> StagePlan:
+    def certificate(self, rank: int) -> StagePlan:
         """Return the measuring of the artifacts."""
-        size, rank, tile = self.job.size, self.rank, tile_of(self.job.size)
-        flops = 2.0 * size * size * rank + 1.0 * size * rank * rank
+        size, tile = self.job.size, tile_of(self.job.size)
+        flops, rate = 2.0 * size * size * rank + 1.0 * size * rank * rank, self.machine.flops32
+        if not self.job.covariance:  # over the rows, in float64
+            flops, rate = 4.0 * self.facts.samples * size * rank + size * rank * rank, self.machine.flops64 * 1.5
         bands = min(CERTIFICATE_BYTES, max(2 * 8 * rank * size, 3 * 8 * rank * rank))
         memory = self.base + bands + 3 * tile * rank * 8 + 3 * self.tile_bytes
         cost = {"read": size**2 * 4 + 2 * size * rank * 4, "requests": 4 * self.pairs, "flops": flops}
-        return self.stage("certificate", memory, seconds=1.5 * flops / self.machine.flops32, **cost)
+        return self.stage("certificate", memory, seconds=1.5 * flops / rate, **cost)

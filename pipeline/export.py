@@ -9,6 +9,8 @@ from tilecov.storage.artifacts import TensorFile, write_tensor
 from tilecov.storage.objects import Folder
 from tilecov.storage.tiles import TileMatrix
 
+from .costs import EXPORT_PIECE
+
 Float = npt.NDArray[np.float32]
 
 
@@ -38,7 +40,9 @@ def _transposed_bands(vectors: TileMatrix) -> Iterator[Float]:
         band = np.empty((vectors.columns.width(j), vectors.shape[0]), np.float32)
         for i, rows in enumerate(vectors.rows.spans()):
             band[:, rows] = vectors.read(i, j).T
-        yield band
+        for piece in np.array_split(band, -(-band.nbytes // EXPORT_PIECE)):
+            yield piece.copy()  # a view would keep the whole band while the next one is made
+        del band, piece
 
 
 def read_vector_file(folder: Folder, name: str) -> Float:

@@ -28,7 +28,7 @@ WIDTHS = {"float64": 8, "float32": 4}
 def dual_bytes(rows: int, size: int, rank: int) -> int:
     """Return the bytes that the dual method takes: the gram of the rows and its eigenvectors, and panels of columns."""
     rank, panel = min(rank, rows), rows * min(size, tile_of(size))
-    return 41 * rows**2 * 8 // 10 + 3 * panel * 8 + 2 * rank * rank * 8
+    return max(41 * rows**2 * 8 // 10, 8 * (2 * rank * rank + rows * rank)) + 3 * panel * 8 + (32 << 20)
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,8 @@ class _Choice:
         stages += [costs.augment()] if job.augment else []
         stages.append(costs.statistics())
         if chosen.stages:
-            stages += [*chosen.stages, costs.artifacts(), costs.certificate()]
+            rank = min(costs.rank, costs.facts.samples) if chosen.method == "dual" else costs.rank
+            stages += [*chosen.stages, costs.artifacts(rank), costs.certificate(rank)]
         for stage in stages:
             if stage.memory > self.allowed:
                 raise self._refusal(f"the stage '{stage.name}' needs", stage.memory)
