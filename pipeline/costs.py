@@ -241,7 +241,7 @@ class Costs:
         )
         memory = self.base + 3 * self.tile_bytes
         return self.stage(
-            "merge", memory, read=read, written=written, requests=(units + 1) * self.pairs, seconds=written / 1e9
+            "merge", memory, read=read, written=written, requests=(units + 1) * self.pairs, seconds=written / 2e8
         )
 
     def augment(self) -> StagePlan:
@@ -264,7 +264,7 @@ class Costs:
         width = 8 if self.job.dtype == "float64" else 4
         sets = 1 + self.groups * bool(self.job.group_by)
         written, read = sets * self.job.size**2 * width, sets * upper_entries(self.job.size) * 8
-        cost = {"read": read, "written": written, "requests": 3 * self.pairs, "seconds": read / 4e8}
+        cost = {"read": read, "written": written, "requests": 3 * self.pairs, "seconds": read / 2e8}
         return self.stage("statistics", self.base + 9 * self.tile_bytes, **cost)
 
     @property
