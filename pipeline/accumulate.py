@@ -9,11 +9,9 @@ import torch
 
 from tilecov.storage.tiling import Tiling
 
-from .bounds import EXACT_SUM, INT32_ROWS
+from .bounds import EXACT_SUM, INT32_ROWS, ORIGIN
 from .device import Kernel
 
-ORIGIN = 128
-"""What is subtracted from every uint8 value, so that products fit 2**14."""
 INT32_SUM = 2**31 - 1
 FARTHEST = 255
 """The largest distance of a uint8 value from any other."""

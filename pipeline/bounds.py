@@ -1,5 +1,7 @@
-"""How many rows of centred uint8 values which numbers keep exactly. No imports, so that a plan stays quick."""
+"""Where uint8 values are centred, and how many rows of them which numbers keep exactly. Imports nothing, for a quick plan."""
 
+ORIGIN = 128
+"""What is subtracted from every uint8 value, so that products fit 2**14."""
 ROWS_ALWAYS_EXACT = 1024
 """Rows whose products of values in [-128, 127] sum to at most 2**24: 1,024 * 2**14."""
 EXACT_SUM = 1 << 24

@@ -11,6 +11,7 @@ import torch
 
 from tilecov.storage.tiling import Tiling
 
+from .shrinkage import trace_and_squares
 from .svd.direct import SymmetricTiles
 from .svd.dual import Rows, centred
 
@@ -114,11 +115,7 @@ class OverTiles:
 
     def norms(self) -> tuple[float, float]:
         """Return the trace and the Frobenius norm, in one pass."""
-        trace = squares = 0.0
-        for i, j in self.matrix.tiling.upper():
-            tile = np.asarray(self.matrix.read(i, j), np.float64)
-            trace += float(np.trace(tile)) if i == j else 0.0
-            squares += float(np.vdot(tile, tile)) * (1 if i == j else 2)
+        trace, squares = trace_and_squares(self.matrix)
         return trace, math.sqrt(squares)
 
     def residuals(self, slabs: Slabs, values: Array, budget: int) -> Iterator[float]:

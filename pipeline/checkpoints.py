@@ -46,7 +46,7 @@ class KrylovState:
         dropped = self._pieces[len(kept) :]
         partial, stop = self._partial, len(progress.basis)
         rows = partial.write(f"rows-{self._saves}", progress.basis[start:].cpu().numpy())
-        self._pieces = [*kept, {"start": start, "stop": stop, "record": rows}]
+        self._pieces = [*kept, {"stop": stop, "record": rows}]
         record = {
             "prefix": self._prefix,
             "saves": self._saves,

@@ -11,7 +11,8 @@ import torch
 
 from tilecov.storage.tiling import Tiling
 
-from .accumulate import ORIGIN, IntegerAccumulator, Pair, panels_of
+from .accumulate import IntegerAccumulator, Pair, panels_of
+from .bounds import ORIGIN
 from .covariance import covariance_tile, mean_vector
 from .device import Kernel, kernel_of
 

@@ -13,7 +13,8 @@ from tilecov.storage.runs import MOMENTS, RunFolder
 from tilecov.storage.tiles import TileMatrix, open_group, read_vector, write_vector
 from tilecov.storage.tiling import Tiling
 
-from .accumulate import ORIGIN, Pair
+from .accumulate import Pair
+from .bounds import ORIGIN
 from .covariance import Array, Float, covariance_tile, mean_vector, shift_of_tile
 from .moments import block_hashes, digest_of_hashes
 from .norms import Norms

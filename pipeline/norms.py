@@ -15,9 +15,8 @@ import torch
 
 from tilecov.storage.partials import Partial
 
-from .bounds import ROWS_ALWAYS_EXACT
+from .bounds import ORIGIN, ROWS_ALWAYS_EXACT
 
-ORIGIN = 128
 _VALUES = 1 << 21  # centred values in memory at a time
 _ROWS = 256  # 256 rows of an 8-bit limb times 128 stay below 2**24
 _LIMB = 32

@@ -12,7 +12,7 @@ from tilecov.storage.runs import RunFolder
 from tilecov.storage.stagedrows import StagedRows
 from tilecov.storage.tiling import Tiling
 
-from .accumulate import ORIGIN
+from .bounds import ORIGIN
 from .covariance import Array
 
 

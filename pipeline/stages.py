@@ -149,8 +149,8 @@ def augment(context: Context) -> None:
 def statistics(context: Context) -> None:
     """Finalise mean and covariance in float64 and write both triangles, of each group too."""
     names = [f"groups/{folder_name(label)}" for label in context.manifest.get("groups", {})]
-    pairs = list(context.tiling.upper())
-    context.observer.stage("statistics", len(pairs) * (1 + len(names)), "tiles")
+    pairs = len(list(context.tiling.upper())) if context.job.covariance else 0
+    context.observer.stage("statistics", pairs * (1 + len(names)), "tiles")
     _finalise(context, context.final_moments, "")
     for name in names:
         store = MomentsStore.open(context.run, name)

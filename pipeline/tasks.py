@@ -17,8 +17,9 @@ from tilecov.storage.stagedrows import StagedRows
 from tilecov.storage.tiles import TileMatrix, open_group
 from tilecov.storage.tiling import Tiling
 
-from .accumulate import ORIGIN, Accumulator, FloatAccumulator, IntegerAccumulator, Pair, panels_of
+from .accumulate import Accumulator, FloatAccumulator, IntegerAccumulator, Pair, panels_of
 from .ahead import ahead
+from .bounds import ORIGIN
 from .device import choose_device, kernel_of
 from .errors import TooManyGroupsError
 from .machine import peak_bytes, reset_peak

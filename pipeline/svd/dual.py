@@ -16,10 +16,9 @@ import torch
 from tilecov.storage.tiling import Tiling
 
 from ..ahead import ahead
-from ..bounds import ROWS_ALWAYS_EXACT
+from ..bounds import ORIGIN, ROWS_ALWAYS_EXACT
 from ..device import kernel_of
 
-_ORIGIN = 128
 _BAND = 512  # of a symmetric product: narrower saves more of its lower half and multiplies more slowly
 _DEVIATION = 1e-14
 """Columns of U further than this from orthonormal are corrected; float64 products themselves come to 1e-15."""
@@ -88,7 +87,7 @@ def centred(rows: Rows, device: torch.device) -> Iterator[tuple[slice, torch.Ten
         sums = rows.sums[span]
         if rows.exact:
             nearest = (2 * sums + rows.count) // (2 * rows.count)
-            first, rest = nearest + _ORIGIN, (sums - rows.count * nearest) / rows.count
+            first, rest = nearest + ORIGIN, (sums - rows.count * nearest) / rows.count
         else:
             first, rest = np.asarray(rows.origin)[span], sums / rows.count
         values = torch.tensor(panel).to(device).double()
@@ -133,7 +132,7 @@ def _add_integers(found: torch.Tensor, rows: Rows, bands: list[slice]) -> None:
     """Add Y Y^T, y = x - 128, to the upper bands of ``found``."""
     kernel = kernel_of(str(found.device))
     for panel in _panels(rows):
-        y = (torch.tensor(panel).to(found.device) ^ _ORIGIN).view(torch.int8).to(kernel.dtype)
+        y = (torch.tensor(panel).to(found.device) ^ ORIGIN).view(torch.int8).to(kernel.dtype)
         for span in Tiling(y.shape[1], ROWS_ALWAYS_EXACT).spans():
             part = y[:, span]
             for band in bands:

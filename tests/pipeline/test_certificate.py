@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rowsets import MemoryRows
 
 from tilecov.pipeline.certificate import (
     IDENTITY_LIMIT,
@@ -286,36 +287,8 @@ def test_a_certificate_of_before_the_tail_is_read() -> None:
 # Over rows, without the matrix
 
 
-@dataclass
-class MemoryRows:
-    """Rows that are in memory, uint8 or float."""
-
-    whole: Array
-    tile: int
-    scale: float = 1.0
-
-    @property
-    def tiling(self) -> Tiling:
-        return Tiling(self.whole.shape[1], self.tile)
-
-    @property
-    def count(self) -> int:
-        return len(self.whole)
-
-    @property
-    def exact(self) -> bool:
-        return self.whole.dtype == np.uint8
-
-    @property
-    def origin(self) -> Array | int:
-        return 128 if self.exact else self.whole.mean(axis=0, dtype=np.float64)
-
-    @property
-    def sums(self) -> Array:
-        return (self.whole.astype(np.int64 if self.exact else np.float64) - self.origin).sum(axis=0)
-
-    def column(self, j: int) -> Array:
-        return self.whole[:, self.tiling.span(j)]
+class KnownRows(MemoryRows):
+    """Rows whose covariance NumPy gives."""
 
     @property
     def covariance(self) -> Array:
@@ -326,9 +299,9 @@ class MemoryRows:
         return OverRows(self, float(np.trace(self.covariance)), float(np.linalg.norm(self.covariance)))
 
 
-def rows_of(count: int, size: int, tile: int, dtype: npt.DTypeLike = np.uint8) -> MemoryRows:
+def rows_of(count: int, size: int, tile: int, dtype: npt.DTypeLike = np.uint8) -> KnownRows:
     walk = np.random.default_rng(size).standard_normal((count, size)).cumsum(axis=1)
-    return MemoryRows((255 * (walk - walk.min()) / np.ptp(walk)).astype(dtype), tile, 2 / 255)
+    return KnownRows((255 * (walk - walk.min()) / np.ptp(walk)).astype(dtype), tile, 2 / 255)
 
 
 @pytest.mark.parametrize("budget", [0, 1000, 10**9])
@@ -377,6 +350,6 @@ def test_over_rows_a_bad_spectrum_is_a_breach(name: str) -> None:
 
 
 def test_over_rows_a_constant_set_has_a_sound_spectrum() -> None:
-    rows = MemoryRows(np.full((5, 20), 9, np.uint8), 16)
+    rows = KnownRows(np.full((5, 20), 9, np.uint8), 16)
     found = certify_source(rows.source, slabs_of(np.eye(20)[:, :1], 16), np.zeros(1), 1000, complete=True)
     assert found == Certificate(0, 0, 0, 0, 0, 1.0, None, 0, 0)

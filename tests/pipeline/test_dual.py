@@ -1,6 +1,5 @@
 """The dual method: the gram of rows is exact, and its spectrum is the covariance's down to what is numerically zero."""
 
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -11,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from rowsets import MemoryRows
 
 from tilecov.pipeline.svd import dual
 from tilecov.pipeline.svd.direct import settle
-from tilecov.storage.tiling import Tiling
 
 Array = npt.NDArray[Any]
 
@@ -22,38 +21,6 @@ CPU = torch.device("cpu")
 EPS = float(np.finfo(np.float64).eps)
 LIMIT = 1e-13
 """Of residual and orthogonality; measured at most 1e-14, whatever the condition."""
-
-
-@dataclass
-class MemoryRows:
-    """Rows that are in memory."""
-
-    whole: Array
-    tile: int = 16
-    scale: float = 1.0
-
-    @property
-    def tiling(self) -> Tiling:
-        return Tiling(self.whole.shape[1], self.tile)
-
-    @property
-    def count(self) -> int:
-        return len(self.whole)
-
-    @property
-    def exact(self) -> bool:
-        return self.whole.dtype == np.uint8
-
-    @property
-    def origin(self) -> Array | int:
-        return 128 if self.exact else self.whole.mean(axis=0, dtype=np.float64)
-
-    @property
-    def sums(self) -> Array:
-        return (self.whole.astype(np.int64 if self.exact else np.float64) - self.origin).sum(axis=0)
-
-    def column(self, j: int) -> Array:
-        return self.whole[:, self.tiling.span(j)]
 
 
 def noise(count: int, size: int, seed: int = 0) -> Array:

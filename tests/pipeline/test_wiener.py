@@ -364,11 +364,12 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_no_matrix_of_d_by_d_is_made() -> None:
+@pytest.mark.parametrize("tail", [None, 0.5])
+def test_no_matrix_of_d_by_d_is_made(tail: float | None) -> None:
     d, k, batch = 1000, 3, 2
     parts = torch.zeros(d, k), torch.ones(k), torch.zeros(k, d), torch.zeros(d)
     with Largest() as seen:
-        WienerFilter(*parts).denoise(torch.zeros(batch, d), 0.5)
+        WienerFilter(*parts, tail=tail).denoise(torch.zeros(batch, d), 0.5)
     assert batch * d <= seen.values <= max(batch, k) * d
 
 

@@ -2,13 +2,11 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tilecov.pipeline import WienerFilter, save_wiener_filter
 
@@ -94,25 +92,6 @@ def test_a_bare_folder_has_a_tail_only_where_nothing_is_cut(tmp_path: Path) -> N
         WienerFilter.load(tmp_path / "cut", tail="isotropic")
     with pytest.raises(ValueError, match=r"'isotropic' or None, not 0\.1"):
         WienerFilter.load(tmp_path / "cut", tail=0.1)  # type: ignore[arg-type]
-
-
-class Largest(TorchDispatchMode):
-    """Notes how many values the largest tensor has that any operation makes."""
-
-    values = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.values = max([self.values, *(t.numel() for t in (out,) if isinstance(t, torch.Tensor))])
-        return out
-
-
-def test_no_matrix_of_d_by_d_is_made() -> None:
-    d, k, batch = 1000, 3, 2
-    parts = torch.zeros(d, k), torch.ones(k), torch.zeros(k, d), torch.zeros(d)
-    with Largest() as seen:
-        WienerFilter(*parts, tail=0.5).denoise(torch.zeros(batch, d), 0.5)
-    assert batch * d <= seen.values <= max(batch, k) * d
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
