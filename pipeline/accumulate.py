@@ -21,6 +21,10 @@ TALLEST = 1 << 15
 """Rows multiplied at a time at the most: their squares, exact or not, stay below 2**31."""
 MARGIN = 0.95
 """Of the rows that the last block would have allowed, those tried next; a span that fails is multiplied twice."""
+STRIP = 64
+"""Rows of a tile that are moved at a time."""
+BAND = 256
+"""Rows of a diagonal tile that are multiplied at a time, each from its own diagonal on: five eighths of the whole."""
 UNBOUNDED = 1 << 62
 
 Pair = tuple[int, int]
@@ -66,7 +70,7 @@ class IntegerAccumulator:
     ) -> None:
         self._tiling, self._kernel, self._wide, self._block = tiling, kernel, wide, block
         self.count = 0
-        self._tiles = {pair: self._empty(pair) for pair in pairs}
+        self._tiles: dict[Pair, torch.Tensor | None] = dict.fromkeys(pairs)  # made by their first product
         self._columns = sorted({index for pair in self._tiles for index in pair})
         self._sums = {j: self._vector(j, torch.int64) for j in self._columns}
         self._squares = {j: self._vector(j, torch.int64) for j in self._columns}
@@ -74,11 +78,16 @@ class IntegerAccumulator:
         self._about_mean = False
         self._piece = TALLEST
         self._scratch = torch.empty(0)
+        self._square = torch.empty(0)
         self._centred: dict[int, torch.Tensor] = {}  # kept from block to block: fresh memory costs page faults
 
-    def _empty(self, pair: Pair) -> torch.Tensor:
-        shape = tuple(self._tiling.width(index) for index in pair)
-        return torch.zeros(shape, dtype=torch.int64 if self._wide else torch.int32, device=self._kernel.device)
+    def _put(self, pair: Pair, product: torch.Tensor) -> None:
+        """Add a product, which the kernel may overwrite afterwards, to its tile."""
+        tile = self._tiles[pair]
+        if tile is None:
+            self._tiles[pair] = product.to(torch.int64 if self._wide else torch.int32, copy=True)
+        else:
+            tile.add_(product)
 
     def _vector(self, index: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(self._tiling.width(index), dtype=dtype, device=self._kernel.device)
@@ -141,11 +150,12 @@ class IntegerAccumulator:
     def _add_block(self, centred: Panels) -> None:
         rows = len(centred[self._columns[0]])
         spans = self._add_columns(centred, rows) if self._kernel.grouped else [(0, rows)]
-        for (i, j), tile in self._tiles.items():
-            if i == j and self._kernel.grouped:
-                continue
+        for i, j in self._tiles:
             for start, stop in spans:
-                tile.add_(self._kernel.product(centred[i][start:stop], centred[j][start:stop]))
+                if i != j:
+                    self._put((i, j), self._kernel.product(centred[i][start:stop], centred[j][start:stop]))
+                elif not self._kernel.grouped:
+                    self._put((i, j), self._product_with_itself(centred[i][start:stop]))
         for j, panel in centred.items():  # at most TALLEST * 255, which float32 keeps
             self._sums[j] += panel.sum(dim=0, dtype=torch.int64 if panel.dtype == torch.int8 else None).to(torch.int64)
 
@@ -162,9 +172,9 @@ class IntegerAccumulator:
                 if most >= EXACT_SUM and stop - start > ALWAYS:
                     waiting += _cut(start, stop, _allowed(most / (stop - start)))[::-1]
                     continue
-                if product is not None:
-                    self._tiles[j, j].add_(product)
                 self._squares[j] += squares
+                if product is not None:
+                    self._put((j, j), product)
                 steepest = max(steepest, most / (stop - start))
                 exact.append((start, stop))
             spans = exact
@@ -178,7 +188,7 @@ class IntegerAccumulator:
         is kept, as fresh memory costs as much.
         """
         if (index, index) in self._tiles:
-            product = self._kernel.product(rows, rows)
+            product = self._product_with_itself(rows)
             return product.diagonal(), product
         total = torch.zeros(rows.shape[1], dtype=torch.int64, device=rows.device)
         for start in range(0, len(rows), ALWAYS):
@@ -188,10 +198,20 @@ class IntegerAccumulator:
             total += torch.mul(part, part, out=self._scratch).sum(dim=0).to(torch.int64)
         return total, None
 
+    def _product_with_itself(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the int32 product of (n, w) rows with themselves, zero below the bands; valid until the next one."""
+        width = rows.shape[1]
+        if len(self._square) < width:
+            self._square = torch.zeros((width, width), dtype=torch.int32, device=rows.device)
+        for start in range(0, width, BAND):
+            band = slice(start, min(start + BAND, width))
+            self._square[band, start:width] = self._kernel.product(rows[:, band], rows[:, start:])
+        return self._square[:width, :width]
+
     def take(self) -> tuple[int, npt.NDArray[np.int64], Iterator[tuple[Pair, Array]]]:
         """Return count, sum (d of the columns held, int64) and the int32 tiles, about 128, and start again from zero.
 
-        The tiles come one by one and are cleared as they go, so no second set of them exists.
+        The tiles come one by one and are given away as they go, so no second set of them exists.
         """
         count, shift = self.count, self._shift()
         about = {j: self._sums[j].clone() for j in self._columns}
@@ -207,25 +227,45 @@ class IntegerAccumulator:
 
     def _drain(self, count: int, sums: Panels, shift: Panels) -> Iterator[tuple[Pair, Array]]:
         for pair, tile in self._tiles.items():
-            yield pair, _moved(tile, pair, count, sums, shift).cpu().numpy()
-            tile.zero_()
+            if tile is None:
+                shape = tuple(self._tiling.width(index) for index in pair)
+                yield pair, np.zeros(shape, np.int64 if self._wide else np.int32)
+            else:
+                _move(tile, pair, count, sums, shift)
+                if pair[0] == pair[1]:
+                    _mirror(tile)
+                self._tiles[pair] = None
+                yield pair, tile.cpu().numpy()
 
     def _return_to_origin(self) -> None:
         """Move everything held to 128, in place."""
         shift = self._shift()
         for pair, tile in self._tiles.items():
-            tile.copy_(_moved(tile, pair, self.count, self._sums, shift))
+            if tile is not None:
+                _move(tile, pair, self.count, self._sums, shift)
         for j, e in shift.items():
             self._sums[j] += self.count * e
             self._middle[j].fill_(ORIGIN)
         self._about_mean = False
 
 
-def _moved(tile: torch.Tensor, pair: Pair, count: int, sums: Panels, shift: Panels) -> torch.Tensor:
-    """Return a tile of sums about 128: e s^T + s e^T + N e e^T = e (s + N e)^T + s e^T more than about 128 + e."""
+def _mirror(tile: torch.Tensor) -> None:
+    """Copy the upper triangle of a diagonal tile to its lower one."""
+    for start in range(BAND, len(tile), BAND):
+        tile[start:, start - BAND : start] = tile[start - BAND : start, start:].T
+
+
+def _move(tile: torch.Tensor, pair: Pair, count: int, sums: Panels, shift: Panels) -> None:
+    """Move a tile of sums about 128 + e to 128, in place: e s^T + s e^T + N e e^T = e (s + N e)^T + s e^T more.
+
+    In int64, as terms pass int32 where their sum does not, and in strips that stay in a core's cache.
+    """
     i, j = pair
-    moved = torch.outer(shift[i], sums[j] + count * shift[j]).add_(torch.outer(sums[i], shift[j])).add_(tile)
-    return moved.to(tile.dtype)
+    right = sums[j] + count * shift[j]
+    for start in range(0, len(tile), STRIP):
+        strip = slice(start, start + STRIP)
+        more = torch.outer(shift[i][strip], right).addr_(sums[i][strip], shift[j])
+        tile[strip] = more.add_(tile[strip])
 
 
 def _allowed(steepness: float) -> int:

@@ -1,4 +1,4 @@
-"""Where uint8 values are centred, and how many rows of them which numbers keep exactly. Imports nothing, for a quick plan."""
+"""Where uint8 values are centred, and how many rows of them which numbers keep exactly. No imports: plans are quick."""
 
 ORIGIN = 128
 """What is subtracted from every uint8 value, so that products fit 2**14."""

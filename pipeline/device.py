@@ -118,24 +118,20 @@ class _Scratch(threading.local):
     """Where a thread's products lie until the next one: fresh memory for each would cost page faults."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[torch.device, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._kept = torch.empty(0)
 
-    def of(self, device: torch.device, shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        key = (device, *shape)
-        if key not in self._kept:
-            self._kept = {
-                key: (torch.empty(shape, device=device), torch.empty(shape, dtype=torch.int32, device=device))
-            }
-        return self._kept[key]
+    def of(self, device: torch.device, a: int, b: int) -> torch.Tensor:
+        if self._kept.device != device or len(self._kept) < a * b:
+            self._kept = torch.empty(a * b, device=device)
+        return self._kept[: a * b].view(a, b)
 
 
 _scratch = _Scratch()
 
 
 def _float32_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    product, integers = _scratch.of(left.device, (left.shape[1], right.shape[1]))
-    torch.mm(left.T, right, out=product)
-    return integers.copy_(product)
+    product = torch.mm(left.T, right, out=_scratch.of(left.device, left.shape[1], right.shape[1]))
+    return product.view(torch.int32).copy_(product)  # in place, value by value, while the cache still has them
 
 
 def int8_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

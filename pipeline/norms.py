@@ -74,22 +74,32 @@ class Norms:
         return cls.from_limbs(int(record["fourth"]), partial.read(record["third"]))
 
 
-def norms_of(rows: npt.NDArray[np.uint8]) -> Norms:
-    """Return the sums over uint8 rows (n, d).
+class NormsSum:
+    """Adds up the norms of blocks of uint8 rows.
 
-    Float32 holds every step: 1,024 squares are at most 2^24, and so are 256 products of an 8-bit limb of ||y||^2.
+    Float32 holds every step: 1,024 squares are at most 2^24, and so are 256 products of an 8-bit limb of ||y||^2. The
+    limbs' sums are int64 from block to block, which hold 2^48 rows; Python's integers are made once, at the end.
     """
-    count, size = rows.shape
-    limbs = max(1, ((size << 14).bit_length() + 7) // 8)
-    fourth, third = 0, torch.zeros((limbs, size), dtype=torch.int64)
-    step = max(1, min(_ROWS, _VALUES // size))
-    for start in range(0, count, step):
-        y = torch.from_numpy(rows[start : start + step]).to(torch.float32).sub_(ORIGIN)
-        parts = [y[:, first : first + ROWS_ALWAYS_EXACT] for first in range(0, size, ROWS_ALWAYS_EXACT)]
-        squares = torch.stack([torch.linalg.vecdot(part, part).to(torch.int64) for part in parts]).sum(dim=0)
-        digits = torch.stack([(squares >> (8 * limb)) & 255 for limb in range(limbs)]).to(torch.float32)
-        third += (digits @ y).to(torch.int64)
-        high, low = squares >> 16, squares & 0xFFFF
-        fourth += (int(high @ high) << 32) + (int(high @ low) << 17) + int(low @ low)
-    whole = sum((part.numpy().astype(object) << (8 * limb) for limb, part in enumerate(third)), np.zeros(size, object))
-    return Norms(fourth, whole)
+
+    def __init__(self, size: int) -> None:
+        limbs = max(1, ((size << 14).bit_length() + 7) // 8)
+        self._fourth, self._third = 0, torch.zeros((limbs, size), dtype=torch.int64)
+        self._shifts = 8 * torch.arange(limbs).unsqueeze(1)
+
+    def add(self, rows: npt.NDArray[np.uint8]) -> None:
+        """Add uint8 rows (n, d)."""
+        step = max(1, min(_ROWS, _VALUES // rows.shape[1], len(rows)))
+        scratch = torch.empty((step, rows.shape[1]))  # fresh memory for each part would cost page faults
+        for part in torch.split(torch.from_numpy(rows), step):
+            y = scratch[: len(part)].copy_(part).sub_(ORIGIN)
+            pieces = [torch.linalg.vecdot(piece, piece) for piece in torch.split(y, ROWS_ALWAYS_EXACT, dim=1)]
+            squares = torch.stack(pieces).to(torch.int64).sum(dim=0)
+            digits = ((squares >> self._shifts) & 255).to(torch.float32)
+            self._third += (digits @ y).to(torch.int64)
+            high, low = squares >> 16, squares & 0xFFFF
+            self._fourth += (int(high @ high) << 32) + (int(high @ low) << 17) + int(low @ low)
+
+    def total(self) -> Norms:
+        """Return the sums over all rows that were added."""
+        limbs = (part.numpy().astype(object) << (8 * limb) for limb, part in enumerate(self._third))
+        return Norms(self._fourth, sum(limbs, np.zeros(self._third.shape[1], object)))

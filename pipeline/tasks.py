@@ -25,7 +25,7 @@ from .errors import TooManyGroupsError
 from .machine import peak_bytes, reset_peak
 from .moments import block_hashes
 from .momentstore import MomentsStore
-from .norms import Norms, norms_of
+from .norms import NormsSum
 from .reading import ANY_PICTURE, BlockReader, PictureBudget, Reading, ShardTally
 from .rows import RowSpec
 
@@ -165,7 +165,7 @@ class _Parts:
     def __init__(self, task: UnitTask, partial: Partial) -> None:
         self._task, self._partial = task, partial
         self._sums: dict[str, Accumulator] = {}
-        self._norms: dict[str, Norms] = {}
+        self._norms: dict[str, NormsSum] = {}
         self._written: list[Record] = []
 
     def add(self, label: str, rows: npt.NDArray[Any]) -> None:
@@ -174,8 +174,7 @@ class _Parts:
             self._write(label, accumulator)
         accumulator.add(panels_of(torch.from_numpy(rows), self._task.tiling))
         if self._task.spec.kind == "uint8":
-            found = norms_of(rows)
-            self._norms[label] = self._norms[label] + found if label in self._norms else found
+            self._norms.setdefault(label, NormsSum(self._task.spec.size)).add(rows)
 
     def _begin(self, label: str) -> Accumulator:
         if len(self._sums) >= self._task.max_groups:
@@ -193,7 +192,7 @@ class _Parts:
         written = [[i, j, record] for (i, j), record in zip(self._task.tiling.upper(), records, strict=True)]
         record = {"group": label, "count": count, "sum": self._partial.write(f"{number}/sum", sums), "tiles": written}
         if label in self._norms:
-            record["norms"] = self._norms.pop(label).write(self._partial, f"{number}/third")
+            record["norms"] = self._norms.pop(label).total().write(self._partial, f"{number}/third")
         self._written.append(record)
 
     def finish(self) -> list[Record]:
@@ -226,13 +225,13 @@ def stage_unit(task: UnitTask, progress: Progress | None = None) -> Record:
     rows = StagedRows.create(folder.folder("rows"), task.spec.size, task.block_rows, task.tile, task.spec.kind)
     exact = task.spec.kind == "uint8"
     count, total = 0, np.zeros(task.spec.size, np.int64 if exact else np.float64)
-    norms = Norms.none(task.spec.size)
+    norms = NormsSum(task.spec.size)
     reader = task.reader(progress)
     for block, _ in reader:
         rows.append(block)
         total += block.sum(axis=0, dtype=total.dtype)
         if exact:
-            norms += norms_of(block)
+            norms.add(block)
         count += len(block)
         if progress is not None:
             progress(0, len(block))
@@ -240,7 +239,7 @@ def stage_unit(task: UnitTask, progress: Progress | None = None) -> Record:
     partial = Partial(folder)
     record: Record = {"prefix": prefix, "count": count, "sum": partial.write("sum", total)}
     if exact:
-        record["norms"] = norms.write(partial, "third")
+        record["norms"] = norms.total().write(partial, "third")
     return task.commit(started, {**record, "ledger": _ledger(reader.tallies)})
 
 

@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", default="../shared/data/twemoji64/*.tar")
     parser.add_argument("--resolution", type=int, default=64)
-    parser.add_argument("--copies", type=int, default=4, help="read every shard this often")
+    parser.add_argument("--copies", type=int, default=10, help="read every shard this often: 10 make a unit as planned")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     shards = list_shards([options.shards]) * options.copies

@@ -1,4 +1,4 @@
-"""Rows for the tests of the dual method and of its certificate."""
+"""Rows for the tests of the dual method, of its certificate and of norms."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tilecov.pipeline.norms import Norms, NormsSum
 from tilecov.storage.tiling import Tiling
 
 Array = npt.NDArray[Any]
@@ -41,3 +42,10 @@ class MemoryRows:
 
     def column(self, j: int) -> Array:
         return self.whole[:, self.tiling.span(j)]
+
+
+def norms_of(rows: npt.NDArray[np.uint8]) -> Norms:
+    """Return the sums of the norms of uint8 rows (n, d)."""
+    found = NormsSum(rows.shape[1])
+    found.add(rows)
+    return found.total()

@@ -146,6 +146,19 @@ def test_tiles_and_sum_are_exact(count: int, size: int, tile: int, kernel: Kerne
 
 
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+@pytest.mark.parametrize("wide", [False, True])
+def test_diagonal_tiles_of_several_bands_are_whole(kernel: Kernel, wide: bool) -> None:
+    rows, tiling = noise(600, 900), Tiling(900, 600)
+    y = about_128(rows)
+    accumulator = IntegerAccumulator(tiling, tiling.upper(), kernel, wide=wide)
+    for part in np.split(rows, [100]):
+        accumulator.add(panels_of(torch.tensor(part), tiling))
+    for (i, j), values in accumulator.take()[2]:
+        assert values.dtype == (np.int64 if wide else np.int32)
+        assert np.array_equal(values, y[:, tiling.span(i)].T @ y[:, tiling.span(j)])
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 def test_a_group_of_tiles_needs_only_its_own_columns(kernel: Kernel) -> None:
     rows, tiling = noise(1300, 11), Tiling(11, 3)
     y = about_128(rows)

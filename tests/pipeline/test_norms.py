@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from rowsets import norms_of
 
-from tilecov.pipeline.norms import Norms, norms_of
+from tilecov.pipeline.norms import Norms, NormsSum
 
 Rows = npt.NDArray[np.uint8]
 
@@ -34,6 +35,14 @@ def test_the_loudest_rows_are_exact(value: int, size: int) -> None:
     found = norms_of(np.full((count, size), value, np.uint8))
     assert found.fourth == count * (size * y * y) ** 2
     assert set(found.third) == {count * size * y**3}
+
+
+def test_blocks_add_up() -> None:
+    rows = np.random.default_rng(2).integers(0, 256, (40, 7), np.uint8)
+    blocks = NormsSum(7)
+    for block in np.split(rows, [3, 3, 20]):
+        blocks.add(block)
+    assert (blocks.total().fourth, blocks.total().third.tolist()) == plain(rows)
 
 
 def test_random_rows_taller_and_wider_than_a_step() -> None:

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import npy, random_images, rows_of, write_shards, write_tar
+from rowsets import norms_of
 
 from tilecov.pipeline import Job, run
 from tilecov.pipeline.merge import merge
 from tilecov.pipeline.momentstore import MomentsStore
-from tilecov.pipeline.norms import Norms, norms_of
+from tilecov.pipeline.norms import Norms
 from tilecov.storage.objects import Folder
 from tilecov.storage.partials import DamagedTileError
 from tilecov.storage.runs import RunFolder
