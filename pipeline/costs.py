@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tilecov.storage.listing import Shard
+
 from .bounds import INT32_ROWS
 from .job import Job
 from .machine import Machine
@@ -26,6 +28,8 @@ TILE_COPIES = 8
 """Float64 tiles' worth that summing, moving, hashing and writing tiles hold at a time (measured)."""
 TRANSFER = 10 << 20
 """Bytes of encoded samples a decode thread holds at most: two batches and the chunks that they are views of."""
+BLOCKS = 2
+"""Blocks in flight: one is used while the next is filled."""
 EXPORT_PIECE = 16 << 20
 """Bytes of an artifact that are written at a time."""
 CERTIFICATE_BYTES = 256 << 20
@@ -69,6 +73,15 @@ def tile_of(size: int) -> int:
 def tiles_of(size: int) -> int:
     """Return the tiles a side."""
     return -(-size // tile_of(size))
+
+
+def blocks_beside_products(shards: Sequence[Shard], device: str) -> int:
+    """Return the blocks in flight where they are multiplied on a device of this type.
+
+    Decoders beside products on the same cores only make both wait for each other (docs/decisions.md), so reading ahead
+    pays where it waits for a network or where an accelerator multiplies.
+    """
+    return 1 if device == "cpu" and all(shard.is_local for shard in shards) else BLOCKS
 
 
 def upper_entries(size: int) -> int:
@@ -148,7 +161,8 @@ class Costs:
     def resident_memory(self, rows: int) -> int:
         """Bytes while units are read and multiplied, all upper tiles in memory."""
         gram = self.accumulator(upper_entries(self.job.size)) * self.groups
-        blocks = self.blocks(rows) * (2 if self.job.group_by else 1)
+        ahead = blocks_beside_products(self.facts.shards, self.machine.device)
+        blocks = self.blocks(rows, ahead) * (2 if self.job.group_by else 1)
         work = self.centred(rows, self.job.size) + 5 * self.tile_bytes
         return self.base + gram + blocks + work + self.decoding()
 
@@ -156,9 +170,9 @@ class Costs:
         """Bytes while rows are staged."""
         return self.base + self.blocks(rows) + 12 * self.tile_bytes // 8 + self.decoding()
 
-    def blocks(self, rows: int) -> int:
-        """Bytes of the two blocks in flight; fewer where there are not so many samples."""
-        return min(2 * rows, self.facts.samples * 5 // 4 + 1) * self.job.size * self.itemsize
+    def blocks(self, rows: int, ahead: int = BLOCKS) -> int:
+        """Bytes of the blocks in flight; fewer where there are not so many samples."""
+        return min(ahead * rows, self.facts.samples * 5 // 4 + 1) * self.job.size * self.itemsize
 
     def tiles_memory(self, side: int, rows: int) -> int:
         """Bytes while a group of ``side`` x ``side`` tiles is summed from staged rows."""

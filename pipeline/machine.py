@@ -36,6 +36,8 @@ class Machine:
         Bytes a second, written to the run folder and flushed.
     disk_free : int or None
         Bytes free where the run folder will be; None where it is no local folder.
+    device : str
+        The type of the job's device.
     """
 
     cores: int
@@ -45,6 +47,7 @@ class Machine:
     flops64: float
     disk: float
     disk_free: int | None = None
+    device: str = "cpu"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
@@ -120,9 +123,10 @@ def _read(path: Path) -> str:
 def measure(device: str, folder: str | None = None) -> Machine:
     """Measure this machine in about half a second: products on ``device`` and writes to the local ``folder``."""
     from . import stages  # noqa: F401  (what every process of a job imports counts in its baseline)
+    from .device import choose_device
 
-    rates = _product_rates(device)
-    return Machine(cores(), memory_bytes(), resident_bytes(), *rates, _disk_rate(folder), _disk_free(folder))
+    rates, kind = _product_rates(device), choose_device(device).type
+    return Machine(cores(), memory_bytes(), resident_bytes(), *rates, _disk_rate(folder), _disk_free(folder), kind)
 
 
 @cache

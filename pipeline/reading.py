@@ -15,7 +15,7 @@ from tilecov.storage.listing import Shard
 from tilecov.storage.streams import open_shard
 from tilecov.storage.tar import TarError
 
-from .costs import DECODE_BYTES
+from .costs import BLOCKS, DECODE_BYTES
 from .errors import DoesNotFitError, SampleError, ShardError
 from .images import MAX_PIXELS, declared_size
 from .rows import RowSpec
@@ -28,8 +28,6 @@ BATCH_BYTES = 1 << 22
 """Encoded bytes after which a batch is closed before it has that many."""
 FIRST_BLOCK = 512
 """Rows of the first block; each later one may have twice as many, so that the products soon have something to do."""
-BLOCKS = 2
-"""Blocks in flight: one is multiplied while the next is filled."""
 
 Block = npt.NDArray[Any]
 Labels = list[str]
@@ -130,6 +128,8 @@ class Reading:
     pictures : PictureBudget
     options : mapping
         For fsspec.
+    blocks : int
+        Blocks in flight. With one, decoding waits while the products run.
     """
 
     spec: RowSpec
@@ -138,6 +138,7 @@ class Reading:
     skip: bool
     pictures: PictureBudget = ANY_PICTURE
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    blocks: int = BLOCKS
 
 
 class BlockReader:
@@ -163,7 +164,7 @@ class BlockReader:
 
     def __iter__(self) -> Iterator[tuple[Block, Labels | None]]:
         spec = self._reading.spec
-        for _ in range(BLOCKS):
+        for _ in range(self._reading.blocks):
             self._free.put(np.empty((self._reading.block_rows, spec.size), spec.kind))
         thread = threading.Thread(target=self._run, name="tilecov-read", daemon=True)
         thread.start()

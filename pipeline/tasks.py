@@ -20,6 +20,7 @@ from tilecov.storage.tiling import Tiling
 from .accumulate import Accumulator, FloatAccumulator, IntegerAccumulator, Pair, panels_of
 from .ahead import ahead
 from .bounds import ORIGIN
+from .costs import BLOCKS, blocks_beside_products
 from .device import choose_device, kernel_of
 from .errors import TooManyGroupsError
 from .machine import peak_bytes, reset_peak
@@ -112,9 +113,9 @@ class UnitTask(Task):
     max_groups: int = 1
     pictures: PictureBudget = ANY_PICTURE
 
-    def reader(self, progress: Progress | None) -> BlockReader:
+    def reader(self, progress: Progress | None, blocks: int = BLOCKS) -> BlockReader:
         """Return the blocks of this unit."""
-        reading = Reading(self.spec, self.block_rows, self.threads, self.skip, self.pictures, self.options)
+        reading = Reading(self.spec, self.block_rows, self.threads, self.skip, self.pictures, self.options, blocks)
         return BlockReader(self.shards, reading, None if progress is None else lambda shards: progress(shards, 0))
 
 
@@ -149,7 +150,8 @@ def read_unit(task: UnitTask, progress: Progress | None = None) -> Record:
     started = begin()
     prefix = task.folder.fresh(task.stage, task.name)
     parts = _Parts(task, Partial(task.folder.folder(prefix)))
-    reader = task.reader(progress)
+    blocks = blocks_beside_products(task.shards, choose_device(task.device).type)
+    reader = task.reader(progress, blocks)
     for block, labels in reader:
         for label in sorted(set(labels)) if labels else [""]:
             rows = block[np.array([found == label for found in labels])] if labels else block

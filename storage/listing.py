@@ -36,6 +36,11 @@ class Shard:
     size: int
     tag: str
 
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a file of this machine."""
+        return "://" not in self.url
+
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
         return asdict(self)

@@ -144,12 +144,14 @@ def test_a_crash_at_every_write_of_the_spectrum(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["blocked", "randomized"])
-def test_kill_9_in_the_middle(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "rank"), [("direct", "1000"), ("blocked", "1000"), ("randomized", "1000"), ("dual", "full")]
+)
+def test_kill_9_in_the_middle(tmp_path: Path, name: str, rank: str) -> None:
     """A real process, killed while it decomposes, d = 1,728; the same command ends with the same bits."""
     write_shards(tmp_path / "shards", random_images(300, 24), 2)
     command = [sys.executable, "-m", "tilecov.pipeline.cli", "run", f"{tmp_path}/shards/*.tar", "--resolution", "24"]
-    command += ["--svd", name, "--rank", "1000"]
+    command += ["--svd", name, "--rank", rank]
     subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
     kills = 0
     for delay in (0.2, 0.7, 1.5):
