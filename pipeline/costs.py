@@ -247,7 +247,7 @@ class Costs:
     def merge(self, units: int) -> StagePlan:
         """Return the adding up of partials."""
         if not self.job.covariance:
-            return self.stage("merge", self.base + 256 * self.job.size, written=4 * 8 * self.job.size)
+            return self.gather()
         entries = upper_entries(self.job.size) * self.groups
         read, written = (
             units * self.accumulator(entries),
@@ -257,6 +257,11 @@ class Costs:
         return self.stage(
             "merge", memory, read=read, written=written, requests=(units + 1) * self.pairs, seconds=written / 2e8
         )
+
+    def gather(self) -> StagePlan:
+        """Return the merge of staged tiles, which lie where they belong: their digest and the sums of the units."""
+        memory = self.base + self.tile_bytes + 256 * self.job.size
+        return self.stage("merge", memory, written=4 * 8 * self.job.size)
 
     def augment(self) -> StagePlan:
         """Return the permutation of tiles by symmetries."""

@@ -209,8 +209,8 @@ class Methods:
         rate = costs.machine.flops64 if width == 8 else costs.machine.flops32
         passes = -(-PASSES * wanted // 128)
         stage = costs.stage(
-            "spectrum", fixed + budget, read=passes * upper_entries(self.size) * 8, flops=flops,
-            written=self.size * wanted * width, seconds=2 * flops / rate,
+            "spectrum", fixed + budget, read=passes * upper_entries(self.size) * width, flops=flops,
+            written=self.size * wanted * width, seconds=1.3 * flops / rate,
         )  # fmt: skip
         kept = f"rank {costs.job.rank}" + (f", about {wanted:,} of them" if costs.job.is_adaptive else "")
         why = f"randomized in {precision}: {kept} of {self.size:,} eigenvectors"

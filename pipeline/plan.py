@@ -167,7 +167,7 @@ class _Choice:
         strategy, block, side = self._strategy(chosen.method) if units else ("none", 0, 0)
         groups = tuple(make_groups(tiles_of(job.size), side)) if strategy == "staged" and job.covariance else ()
         stages = self._reading(strategy, block, side, groups, len(units))
-        stages.append(costs.merge(len(units) + 1 if strategy != "staged" else 0))
+        stages.append(costs.merge(len(units) + 1) if strategy != "staged" else costs.gather())
         stages += [costs.augment()] if job.augment else []
         stages.append(costs.statistics())
         if chosen.stages:
@@ -211,6 +211,8 @@ class _Choice:
         sides = range(tiles_of(self.costs.job.size), 0, -1)
         for rows in [rows for rows in wanted if rows <= 1024] or wanted:
             side = self._largest(sides, partial(self.costs.tiles_memory, rows=rows)) if self.costs.job.covariance else 1
+            if side:  # as many groups of equal sides take less memory than some of the largest and a rest
+                side = -(-len(sides) // -(-len(sides) // side))
             if side and self.costs.rows_memory(rows) <= self.allowed:
                 return "staged", rows, side
         least = max(self.costs.rows_memory(wanted[-1]), self.costs.tiles_memory(1, wanted[-1]))
