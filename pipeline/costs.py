@@ -30,6 +30,8 @@ TRANSFER = 10 << 20
 """Bytes of encoded samples a decode thread holds at most: two batches and the chunks that they are views of."""
 BLOCKS = 2
 """Blocks in flight: one is used while the next is filled."""
+FIRST_BLOCK = 512
+"""Rows of the first block; each later one may have twice as many, so that the products soon have something to do."""
 EXPORT_PIECE = 16 << 20
 """Bytes of an artifact that are written at a time."""
 CERTIFICATE_BYTES = 256 << 20
@@ -163,7 +165,7 @@ class Costs:
         gram = self.accumulator(upper_entries(self.job.size)) * self.groups
         ahead = blocks_beside_products(self.facts.shards, self.machine.device)
         blocks = self.blocks(rows, ahead) * (2 if self.job.group_by else 1)
-        work = self.centred(rows, self.job.size) + 5 * self.tile_bytes
+        work = self.centred(self.tallest(rows), self.job.size) + 5 * self.tile_bytes
         return self.base + gram + blocks + work + self.decoding()
 
     def rows_memory(self, rows: int) -> int:
@@ -172,7 +174,19 @@ class Costs:
 
     def blocks(self, rows: int, ahead: int = BLOCKS) -> int:
         """Bytes of the blocks in flight; fewer where there are not so many samples."""
-        return min(ahead * rows, self.facts.samples * 5 // 4 + 1) * self.job.size * self.itemsize
+        return min(ahead * self.tallest(rows), self._most_samples) * self.job.size * self.itemsize
+
+    def tallest(self, rows: int) -> int:
+        """Return the rows of the tallest block that is filled, ``rows`` where there are samples enough: they grow."""
+        left, tallest, limit = self._most_samples, 0, FIRST_BLOCK
+        while left > 0 and tallest < rows:
+            tallest, left, limit = max(tallest, min(limit, rows, left)), left - limit, 2 * limit
+        return tallest
+
+    @property
+    def _most_samples(self) -> int:
+        """The samples, of which the plan may know only an estimate, with a margin."""
+        return self.facts.samples * 5 // 4 + 1
 
     def tiles_memory(self, side: int, rows: int) -> int:
         """Bytes while a group of ``side`` x ``side`` tiles is summed from staged rows."""

@@ -15,7 +15,7 @@ from tilecov.storage.listing import Shard
 from tilecov.storage.streams import open_shard
 from tilecov.storage.tar import TarError
 
-from .costs import BLOCKS, DECODE_BYTES
+from .costs import BLOCKS, DECODE_BYTES, FIRST_BLOCK
 from .errors import DoesNotFitError, SampleError, ShardError
 from .images import MAX_PIXELS, declared_size
 from .rows import RowSpec
@@ -26,8 +26,7 @@ BATCH_SAMPLES = 32
 """Samples that one decode call takes: enough to make hand-over cheap."""
 BATCH_BYTES = 1 << 22
 """Encoded bytes after which a batch is closed before it has that many."""
-FIRST_BLOCK = 512
-"""Rows of the first block; each later one may have twice as many, so that the products soon have something to do."""
+
 
 Block = npt.NDArray[Any]
 Labels = list[str]
