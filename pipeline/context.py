@@ -241,13 +241,16 @@ class Context:
         """Yield (name, commit record) of each task as it ends; the first error cancels the rest."""
         if isinstance(self.executor, SerialExecutor):
             for task in tasks:  # progress within a task can be seen from here only where it runs here
-                yield task.name, work(task, self.observer.advance)
+                record = work(task, self.observer.advance)
+                self.observer.unit(task.stage, task.name, record)
+                yield task.name, record
             return
         futures: dict[Future[Record], Task] = {self.executor.submit(work, task): task for task in tasks}
         try:
             for future in as_completed(futures):
                 record = future.result()
                 self.observer.advance(*progress(record))
+                self.observer.unit(futures[future].stage, futures[future].name, record)
                 yield futures[future].name, record
         finally:
             for future in futures:

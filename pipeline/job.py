@@ -1,9 +1,12 @@
 """Job: what the user asks for. The same model is a YAML file's content, the command line's options and an HTTP body."""
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from tilecov.storage.redact import redact, redact_url
 
 from .sizes import parse_size
 
@@ -149,4 +152,10 @@ class Job(BaseModel):
 
     def what(self) -> dict[str, Any]:
         """Return the fields that the result depends on, as JSON takes them."""
-        return self.model_dump(mode="json", exclude={*HOW, "shards", "out"})
+        fields = self.model_dump(mode="json", exclude={*HOW, "shards", "out"})
+        return {**fields, "extend": self.extend and redact_url(self.extend)}
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            shown = tuple(map(redact, value)) if name == "shards" else value
+            yield name, redact_url(value) if name in {"out", "extend", "scheduler"} and value else shown

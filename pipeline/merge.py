@@ -69,8 +69,9 @@ def merge(
 
 
 def _job_of(url: str, out: str, options: dict[str, Any], changes: Mapping[str, Any]) -> Job:
-    manifest = RunFolder(Folder(url, options)).load()
+    folder = RunFolder(Folder(url, options))
+    manifest = folder.load()
     if manifest is None:
-        raise FileNotFoundError(f"no run at {url}; `tilecov run` makes one")
+        raise FileNotFoundError(f"no run at {folder.url}; `tilecov run` makes one")
     fields = {name: value for name, value in manifest["job"].items() if name not in {"extend", "group_by"}}
     return Job(**{**fields, **changes, "out": out})

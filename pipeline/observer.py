@@ -1,8 +1,11 @@
 """Who watches a run: told of stages and progress, answers nothing."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tilecov.storage.retries import Retry
+
     from .plan import Plan
 
 
@@ -21,5 +24,14 @@ class Observer:
     def advance(self, done: int, rows: int = 0) -> None:
         """Take progress: things done and rows read since the last call."""
 
+    def unit(self, stage: str, name: str, record: Mapping[str, Any]) -> None:
+        """Take the commit record of a task that has just ended."""
+
+    def retried(self, retry: "Retry") -> None:
+        """Take what a store refused for a moment; called on the thread that asks it again."""
+
     def finished(self, name: str, seconds: float) -> None:
         """Take the end of a stage."""
+
+    def completed(self, manifest: Mapping[str, Any], run: str) -> None:
+        """Take the manifest of the finished run at ``run``."""

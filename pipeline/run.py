@@ -9,6 +9,7 @@ from tilecov.storage.lease import NAME as LEASE
 from tilecov.storage.lease import LeaseHeldError, lease
 from tilecov.storage.listing import Shard
 from tilecov.storage.objects import Folder
+from tilecov.storage.redact import redact, redact_url
 from tilecov.storage.runs import FORMAT, LEDGER, WORK, RunFolder, now, versions
 
 from .errors import BusyError, DoesNotFitError, OtherJobError
@@ -122,7 +123,7 @@ def write_manifest(
         "state": "running",
         "created": now(),
         "versions": versions(),
-        "job": {**job.what(), "shards": list(job.shards)},
+        "job": {**job.what(), "shards": [redact(pattern) for pattern in job.shards]},
         "dataset": {"kind": kind, "shards": len(shards), "bytes": size, "samples_estimated": samples},
         "sources": sources,
         "plan": json.loads(json.dumps(planned.as_dict())),  # as it will be read back
@@ -137,11 +138,18 @@ def source_of(url: str, job: Job, sign: int) -> dict[str, Any]:
 
     Raises
     ------
+    ValueError
+        Where its URL holds credentials: a run keeps the URLs of those that it is made of.
     FileNotFoundError
         Where there is no finished run.
     OtherJobError
         Where its rows are not made as ``job`` makes them; the field that differs is named.
     """
+    if redact_url(url) != url:
+        raise ValueError(
+            f"{redact_url(url)}: its URL is kept in run.json and would keep the password too; give that with "
+            "--storage-options"
+        )
     folder = Folder(url, job.storage_options)
     manifest = RunFolder(folder).load()
     if manifest is None or manifest["state"] != "complete":

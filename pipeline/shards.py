@@ -17,6 +17,7 @@ from webdataset.handlers import reraise_exception
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext, meta_prefix, meta_suffix
 
+from tilecov.storage.redact import redact
 from tilecov.storage.tar import CHUNK_BYTES, Member, TarError, members
 
 # The files that webdataset's tar_file_iterator leaves out before it groups: "__NAME__", and all below such a folder.
@@ -76,7 +77,7 @@ def expand(patterns: str | Iterable[str]) -> list[str]:
         if not url.strip():
             raise ValueError("A shard URL is empty; look for a stray '::' or ',' in the pattern.")
         if url.strip().lower().startswith("pipe:"):
-            raise ValueError(f"{url!r} would run a shell, which is refused; give a path or an fsspec URL.")
+            raise ValueError(f"{redact(url)!r} would run a shell, which is refused; give a path or an fsspec URL.")
     return urls
 
 
@@ -84,9 +85,13 @@ def _expand_one(pattern: str) -> list[str]:
     try:
         return cast("list[str]", expand_urls(pattern))
     except (AssertionError, KeyError) as error:
-        raise ValueError(f"{pattern!r} cannot be expanded: {error}; set it, or write the value out.") from error
+        raise ValueError(
+            f"{redact(pattern)!r} cannot be expanded: {redact(str(error))}; set it, or write the value out."
+        ) from error
     except ValueError as error:
-        raise ValueError(f"{pattern!r} cannot be expanded: {error}; write ranges as {{000..099}}.") from error
+        raise ValueError(
+            f"{redact(pattern)!r} cannot be expanded: {redact(str(error))}; write ranges as {{000..099}}."
+        ) from error
 
 
 def samples(

@@ -54,7 +54,7 @@ class Task:
         For fsspec.
     """
 
-    run: str
+    run: str = field(repr=False)  # the URL may hold a password, and Dask logs the tasks that fail
     stage: str
     name: str
     spec: RowSpec
@@ -294,7 +294,9 @@ def _check_sums(task: TilesTask, columns: list[int], found: npt.NDArray[Any]) ->
     expected = np.concatenate([centred[task.tiling.span(j)] for j in columns])
     allowed = 0 if task.origin is None else 1e-9 * (1 + np.abs(total).max())
     if np.abs(found - expected).max() > allowed:
-        raise DamagedTileError(f"staged rows of {task.run} are damaged: their columns do not add up to what was staged")
+        raise DamagedTileError(
+            f"staged rows of {task.folder.url} are damaged: their columns do not add up to what was staged"
+        )
 
 
 def begin() -> float:

@@ -3,7 +3,7 @@
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any, cast
@@ -11,6 +11,7 @@ from typing import Any, cast
 import fsspec
 
 from .objects import absolute
+from .redact import has_query, redact, redact_url
 from .retries import retry
 
 _MAGIC = "*?["
@@ -26,15 +27,19 @@ class Shard:
     Parameters
     ----------
     url : str
+        Without credentials: what the shard is known by.
     size : int
         Bytes.
     tag : str
         The store's ETag where it has one, else the time of the last change.
+    address : str
+        The URL that it is read from, where that holds credentials. Never shown or stored.
     """
 
     url: str
     size: int
     tag: str
+    address: str = field(default="", repr=False, compare=False)
 
     @property
     def is_local(self) -> bool:
@@ -43,7 +48,7 @@ class Shard:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
-        return asdict(self)
+        return {"url": self.url, "size": self.size, "tag": self.tag}
 
     def change_since(self, line: Mapping[str, Any]) -> str | None:
         """Return how this shard differs from its line in a ledger, both numbers named; None where it does not."""
@@ -79,7 +84,7 @@ def list_shards(urls: Sequence[str], options: Mapping[str, Any] | None = None) -
 
 
 def _find_all(urls: Sequence[str], options: dict[str, Any]) -> Iterator[Shard]:
-    crowded = Counter(posixpath.dirname(url) for url in urls if not _is_glob(url))
+    crowded = Counter(posixpath.dirname(url) for url in urls if not _is_glob(url) and not has_query(url))
     listed: dict[str, dict[str, Any]] = {}
     for url in urls:
         parent = posixpath.dirname(url)
@@ -111,21 +116,27 @@ def _is_plain(info: Mapping[str, Any]) -> bool:
 def _find(url: str, options: dict[str, Any]) -> Iterator[Shard]:
     fs, path = fsspec.core.url_to_fs(url, **options)
     if _is_glob(url):
+        if "**" in path:
+            raise ValueError(
+                f"{redact(url)}: ** is not understood; write a * for each level of folders, or name the folders"
+            )
         infos = _files(fs, sorted(_glob(fs, path), key=lambda info: str(info["name"])))
         if not infos:
-            raise FileNotFoundError(f"no shard matches {url}; check the pattern")
+            raise FileNotFoundError(f"no shard matches {redact(url)}; check the pattern")
         yield from (_shard(fs, info) for info in infos)
         return
     try:
         info = retry(lambda: fs.info(path))
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"no shard at {url}; check the URL, and the range if it had braces") from None
+        raise FileNotFoundError(f"no shard at {redact(url)}; check the URL, and the range if it had braces") from None
     if info["type"] != "directory":
         yield _shard(fs, info)
         return
     inside = [shard for shard in _folder(url, options) if shard.url.endswith(".tar")]
     if not inside:
-        raise FileNotFoundError(f"no .tar file in the folder {url}; `tilecov pack` makes shards of a folder of images")
+        raise FileNotFoundError(
+            f"no .tar file in the folder {redact(url)}; `tilecov pack` makes shards of a folder of images"
+        )
     yield from inside
 
 
@@ -135,8 +146,6 @@ def _glob(fs: Any, path: str) -> list[Mapping[str, Any]]:
     fsspec's own glob passes over what a store refuses to list for a moment, so that shards would be missing without a
     word.
     """
-    if "**" in path:
-        raise ValueError(f"{path}: ** is not understood; write a * for each level of folders, or name the folders")
     parent, last = posixpath.split(path)
     found = _glob(fs, parent) if _is_glob(parent) else [{"name": parent or fs.root_marker, "type": "directory"}]
     folders = [str(info["name"]) for info in found if info["type"] == "directory"]
@@ -176,7 +185,9 @@ def _follow(fs: Any, info: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def _shard(fs: Any, info: Mapping[str, Any]) -> Shard:
     tag = next((str(info[name]).strip('"') for name in _ETAGS if info.get(name)), None)
     tag = tag or next((_time(info[name]) for name in _TIMES if info.get(name)), "")
-    return Shard(absolute(fs.unstrip_protocol(info["name"])), int(info["size"] or 0), tag)
+    address = absolute(fs.unstrip_protocol(info["name"]))
+    url = redact_url(address)
+    return Shard(url, int(info["size"] or 0), tag, "" if url == address else address)
 
 
 def _time(value: Any) -> str:
@@ -190,4 +201,4 @@ def _time(value: Any) -> str:
 
 
 def _is_glob(url: str) -> bool:
-    return any(letter in url for letter in _MAGIC)
+    return not has_query(url) and any(letter in url for letter in _MAGIC)

@@ -16,6 +16,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from .redact import redact_url
 from .resuming import ResumingStream
 from .retries import retry
 
@@ -36,18 +37,26 @@ class Folder:
 
     Parameters
     ----------
-    url : str
-        A path or an fsspec URL.
+    address : str
+        A path or an fsspec URL. It may hold a password; ``url`` is what is shown.
     options : mapping
         What fsspec's file system takes (``--storage-options``). May hold credentials, so it is never shown.
     """
 
-    url: str
+    address: str = field(repr=False)
     options: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        return f"Folder({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """Where the folder is, without credentials."""
+        return redact_url(self.address)
 
     @cached_property
     def _where(self) -> tuple[Any, str]:
-        fs, path = fsspec.core.url_to_fs(absolute(self.url), **self.options)
+        fs, path = fsspec.core.url_to_fs(self.absolute, **self.options)
         return fs, path.rstrip("/") or path
 
     @property
@@ -58,7 +67,7 @@ class Folder:
     @property
     def absolute(self) -> str:
         """The folder's URL, a local path made absolute: what other processes are told."""
-        return absolute(self.url)
+        return absolute(self.address)
 
     @property
     def is_local(self) -> bool:
@@ -71,7 +80,7 @@ class Folder:
 
     def folder(self, name: str) -> "Folder":
         """Return the folder ``name`` inside this one."""
-        return Folder(posixpath.join(self.url.rstrip("/") or "/", name), self.options)
+        return Folder(posixpath.join(self.address.rstrip("/") or "/", name), self.options)
 
     def exists(self, name: str) -> bool:
         """Return whether there is a file or folder ``name``."""

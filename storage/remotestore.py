@@ -7,7 +7,7 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, WrapperStore
 
-from .objects import Folder, absolute
+from .objects import Folder
 from .retries import retry_async
 
 
@@ -45,4 +45,4 @@ class RetryingStore(WrapperStore[Store]):
 def remote_store(folder: Folder, *, read_only: bool) -> Store:
     """Return the Zarr store in ``folder``, which is on an object store."""
     options = dict(folder.options)
-    return RetryingStore(FsspecStore.from_url(absolute(folder.url), storage_options=options, read_only=read_only))
+    return RetryingStore(FsspecStore.from_url(folder.absolute, storage_options=options, read_only=read_only))

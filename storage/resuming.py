@@ -4,6 +4,7 @@ import errno
 import io
 from typing import Any, cast
 
+from .redact import redact
 from .retries import retry
 
 
@@ -39,7 +40,7 @@ class ResumingStream(io.RawIOBase):
         """Move to another byte."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         if base + offset < 0:
-            raise OSError(errno.EINVAL, f"byte {base + offset} of {self._path} is before its first")
+            raise OSError(errno.EINVAL, f"byte {base + offset} of {redact(self._path)} is before its first")
         if base + offset != self._position:
             self._position = base + offset
             self._drop()
@@ -66,7 +67,9 @@ class ResumingStream(io.RawIOBase):
         if len(data) < wanted:
             self._drop()
             found = self._position + len(data)
-            raise ConnectionError(f"{self._path} gave {found} bytes and was listed with {self._size}: cut or replaced")
+            raise ConnectionError(
+                f"{redact(self._path)} gave {found} bytes and was listed with {self._size}: cut or replaced"
+            )
         return data
 
     def _drop(self) -> None:

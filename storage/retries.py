@@ -2,10 +2,16 @@
 
 import asyncio
 import errno
+import itertools
 import random
+import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
+
+from .redact import redact, without_secrets
 
 T = TypeVar("T")
 
@@ -18,6 +24,42 @@ _FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError
 _FINAL_NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG}
 
 _BUSY = {408, 429, 500, 502, 503, 504, "408", "429", "500", "502", "503", "504"}
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """What is told before a store is asked again.
+
+    Parameters
+    ----------
+    attempt : int
+        The try that failed, from 1.
+    pause : float
+        Seconds until the next.
+    error : str
+        Why, in one line without credentials.
+    """
+
+    attempt: int
+    pause: float
+    error: str
+
+
+Listener = Callable[[Retry], None]
+_listeners: list[Listener] = []
+_lock = threading.Lock()
+
+
+@contextmanager
+def telling(listener: Listener) -> Iterator[None]:
+    """Tell ``listener`` of every retry of this process while the block runs, on the thread that tries again."""
+    with _lock:
+        _listeners.append(listener)
+    try:
+        yield
+    finally:
+        with _lock:
+            _listeners.remove(listener)
 
 
 def is_passing(error: BaseException) -> bool:
@@ -35,25 +77,40 @@ def _pause(attempt: int) -> float:
     return pause * random.uniform(0.5, 1.5)  # noqa: S311  (spreads clients, no secret)
 
 
+def _pause_after(error: Exception, attempt: int) -> float:
+    """Tell of a retry and return the pause before it; raise where there is none, without credentials in the text."""
+    if attempt + 1 >= TRIES or not is_passing(error):
+        clean = without_secrets(error)
+        if clean is error:
+            raise error
+        raise clean from None
+    pause = _pause(attempt)
+    with _lock:
+        listeners = tuple(_listeners)
+    if listeners:
+        text = " ".join(redact(str(error)).split()) or type(error).__name__
+        for listener in listeners:
+            listener(Retry(attempt + 1, round(pause, 3), text))
+    return pause
+
+
 def retry(call: Callable[[], T]) -> T:
     """Return ``call()``, tried up to TRIES times where it fails in passing; the last error is raised."""
-    for attempt in range(TRIES - 1):
+    for attempt in itertools.count():
         try:
             return call()
-        except Exception as error:  # stores have exceptions of their own
-            if not is_passing(error):
-                raise
-            time.sleep(_pause(attempt))
-    return call()
+        except Exception as error:  # noqa: BLE001  (stores have exceptions of their own)
+            pause = _pause_after(error, attempt)
+        time.sleep(pause)
+    raise AssertionError
 
 
 async def retry_async(call: Callable[[], Awaitable[T]]) -> T:
     """Await ``call()`` as ``retry`` calls it."""
-    for attempt in range(TRIES - 1):
+    for attempt in itertools.count():
         try:
             return await call()
-        except Exception as error:  # stores have exceptions of their own
-            if not is_passing(error):
-                raise
-            await asyncio.sleep(_pause(attempt))
-    return await call()
+        except Exception as error:  # noqa: BLE001  (stores have exceptions of their own)
+            pause = _pause_after(error, attempt)
+        await asyncio.sleep(pause)
+    raise AssertionError

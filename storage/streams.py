@@ -14,7 +14,7 @@ from .resuming import ResumingStream
 @contextmanager
 def open_shard(shard: Shard, options: Mapping[str, Any]) -> Iterator[BinaryIO]:
     """Open a shard for reading from its start to its end."""
-    fs, path = fsspec.core.url_to_fs(shard.url, **options)
+    fs, path = fsspec.core.url_to_fs(shard.address or shard.url, **options)
     if isinstance(fs, LocalFileSystem):
         with open(path, "rb") as stream:  # noqa: PTH123  (what fsspec would do, without its layers)
             yield stream

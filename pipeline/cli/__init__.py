@@ -1,8 +1,14 @@
 """The command line: parses, prints, sets the exit status; no mathematics. One module a command."""
 
+import os
 import sys
+import traceback
+from contextlib import suppress
+from types import TracebackType
 
 import typer
+
+from tilecov.storage.redact import redact, secrets_of
 
 from . import data, derive, look, work
 
@@ -24,7 +30,27 @@ derive.register(app)
 
 def main() -> None:
     """Run the command line; exit 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    sys.excepthook = _show_bug
     sys.exit(run_safely(sys.argv[1:]))
+
+
+def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback as Python does, without credentials in its messages."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(redact(text, _secrets(sys.argv[1:])), end="", file=sys.stderr)
+
+
+def _secrets(arguments: list[str]) -> frozenset[str]:
+    """Return the credentials that the command line and the environment hand over."""
+    from .options import storage_options
+
+    name, settings = "--storage-options", [dict(os.environ)]
+    for at, argument in enumerate(arguments):
+        given = argument.removeprefix(f"{name}=") if argument != name else "".join(arguments[at + 1 : at + 2])
+        if argument.startswith(name):
+            with suppress(typer.BadParameter):
+                settings.append(storage_options(given))
+    return secrets_of(*settings)
 
 
 def run_safely(arguments: list[str]) -> int:
@@ -37,12 +63,13 @@ def run_safely(arguments: list[str]) -> int:
         command = typer.main.get_command(app)
         status = int(command.main(arguments, prog_name="tilecov", standalone_mode=False) or 0)
     except ValidationError as error:
-        return _fail(explain_usage(error), 2)
+        return _fail(redact(explain_usage(error), _secrets(arguments)), 2)
     except EXPECTED as error:
-        return _fail(explain(error), 1)
+        return _fail(redact(explain(error), _secrets(arguments)), 1)
     except Exception as error:
         if not hasattr(error, "show"):
             raise
+        error.message = redact(str(getattr(error, "message", "")), _secrets(arguments))  # type: ignore[attr-defined]
         error.show()  # wrong usage, in click's own words
         return int(getattr(error, "exit_code", 2))
     # typer turns Ctrl-C into this status

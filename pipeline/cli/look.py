@@ -34,6 +34,7 @@ def status(run: Run, options: Options = None, json_: Json = False) -> int:
 def verify(run: Run, options: Options = None, json_: Json = False) -> int:
     """Measure a run's artifacts again; exit 1 where they fall short."""
     from tilecov.storage.objects import Folder
+    from tilecov.storage.redact import redact_url
     from tilecov.storage.runs import RunFolder
 
     from ..verify import verify as measure
@@ -45,7 +46,7 @@ def verify(run: Run, options: Options = None, json_: Json = False) -> int:
         print()
     else:
         print_certificate(certificate)
-        print(f"verified: {run}" if not breaches else "", end="\n" if not breaches else "")
+        print(f"verified: {redact_url(run)}" if not breaches else "", end="\n" if not breaches else "")
     for breach in breaches:
         print(f"tilecov: {breach}", file=sys.stderr)
     return 1 if breaches else 0

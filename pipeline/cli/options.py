@@ -4,7 +4,7 @@ import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -15,6 +15,11 @@ from ..sizes import parse_size
 def _option(*names: str, help: str, metavar: str | None = None, panel: str = "Result") -> Any:  # noqa: A002  (typer's word)
     return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, show_default=True)
 
+
+LogAs = Annotated[
+    Literal["text", "json"],
+    typer.Option("--log", help="Progress on stderr: text, or json, an object a line, with --quiet too."),
+]
 
 _WORK = "How it is done (another choice gives the same numbers)"
 
@@ -106,6 +111,10 @@ def storage_options(text: str | None) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text)
+    except OSError as error:
+        # What stands behind the @ may be the JSON itself, so it is not shown either.
+        reason = f"the file after @ cannot be read: {error.strerror}"
+        raise typer.BadParameter(reason, param_hint="--storage-options") from None
     except ValueError:
         value = None
     if not isinstance(value, dict):

@@ -1,8 +1,8 @@
-"""Progress: a bar on a terminal, plain lines elsewhere, nothing where it is quiet. It goes to stderr."""
+"""Progress: a bar on a terminal, plain lines elsewhere, nothing where it is quiet, or JSON. It goes to stderr."""
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -28,8 +28,14 @@ _EVERY = 5.0  # seconds between two plain lines
 
 
 @contextmanager
-def make_observer(*, quiet: bool) -> Iterator[Observer]:
-    """Give the observer that suits where the output goes."""
+def make_observer(*, quiet: bool, log: str = "text", secrets: Iterable[str] = ()) -> Iterator[Observer]:
+    """Give the observer that suits where the output goes; ``log="json"`` is asked for and not silenced by ``quiet``."""
+    if log == "json":
+        from .log import logging
+
+        with logging(secrets) as observer:
+            yield observer
+        return
     if quiet:
         yield Observer()
         return
@@ -53,7 +59,7 @@ class _Counting(Observer):
         print_plan(plan, stderr=True)
 
     def stage(self, name: str, total: int, unit: str) -> None:
-        self.name, self.total, self.unit = name, total, unit
+        self.name, self.total, self.things = name, total, unit
         self.done = self.rows = 0
         self.started = time.monotonic()
 
@@ -109,7 +115,7 @@ class Lines(_Counting):
                 (self._last - self.started) * (self.total - self.done) / self.done if self.done and self.total else None
             )
             eta = f", {show_time(left)} left" if left is not None else ""
-            self.note(f"{self.name}: {self.done}/{self.total} {self.unit} {self.rate}{eta}")
+            self.note(f"{self.name}: {self.done}/{self.total} {self.things} {self.rate}{eta}")
 
     def finished(self, name: str, seconds: float) -> None:
         """Print the stage's time."""

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from tilecov.storage.redact import redact_url
+
 from ..sizes import show_size, show_time
 
 if TYPE_CHECKING:
@@ -55,13 +57,15 @@ def print_run(manifest: Mapping[str, Any], run: str) -> None:
     """Print what a finished run found and where it is."""
     print_status(manifest, run)
     if "artifacts" in manifest:
-        console().print(f"artifacts: {run.rstrip('/')}/artifacts ({', '.join(manifest['artifacts'])})", soft_wrap=True)
+        console().print(
+            f"artifacts: {redact_url(run).rstrip('/')}/artifacts ({', '.join(manifest['artifacts'])})", soft_wrap=True
+        )
 
 
 def print_status(manifest: Mapping[str, Any], run: str) -> None:
     """Print the state of a run."""
     out, data, job = console(), manifest["dataset"], manifest["job"]
-    out.print(f"[bold]{run}[/bold]: {manifest['state']}", soft_wrap=True)
+    out.print(f"[bold]{redact_url(run)}[/bold]: {manifest['state']}", soft_wrap=True)
     out.print(
         f"rows of {job['channels']} x {job['resolution']} x {job['resolution']} values ({data['kind']}), "
         f"{data['shards']:,} shards, {show_size(data['bytes'])}"

@@ -1,12 +1,16 @@
 """run, plan and merge."""
 
 import json
+import os
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from .options import make_job, parse_rank, storage_options, takes_job
+from tilecov.storage.redact import secrets_of
+
+from .options import LogAs, make_job, parse_rank, storage_options, takes_job
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Out = Annotated[str, typer.Option("--out", "-o", help="The run folder, a path or fsspec URL.", metavar="RUN")]
@@ -20,14 +24,16 @@ def run(
     out: Out,
     json_: Json = False,
     quiet: Quiet = False,
+    log: LogAs = "text",
 ) -> int:
     """Compute mean, covariance, SVD and artifacts of SHARDS. The same command again resumes."""
     from ..run import run as carry_out
     from .progress import make_observer
 
     job = make_job(shards, options, out)
-    with make_observer(quiet=quiet or json_) as observer:
+    with make_observer(quiet=quiet or json_, log=log, secrets=_secrets(job.storage_options)) as observer:
         manifest = carry_out(job, observer)
+        observer.completed(manifest, out)
     return _show(manifest, out, json_=json_, quiet=quiet)
 
 
@@ -60,6 +66,7 @@ def merge(
     options: Annotated[str | None, typer.Option("--storage-options", help="JSON for fsspec, or @FILE.")] = None,
     json_: Json = False,
     quiet: Quiet = False,
+    log: LogAs = "text",
 ) -> int:
     """Add the exact moments of runs, and take others away, then finish as run does."""
     from ..merge import merge as add
@@ -68,11 +75,17 @@ def merge(
     given: dict[str, Any] = {"rank": parse_rank(rank), "svd": svd, "dtype": dtype, "memory": memory}
     changes = {name: value for name, value in given.items() if value is not None}
     changes["storage_options"] = storage_options(options)
-    with make_observer(quiet=quiet or json_) as observer:
+    secrets = _secrets(changes["storage_options"])
+    with make_observer(quiet=quiet or json_, log=log, secrets=secrets) as observer:
         manifest = add(
             runs, out, subtract=subtract or (), allow_duplicates=allow_duplicates, changes=changes, observer=observer
         )
+        observer.completed(manifest, out)
     return _show(manifest, out, json_=json_, quiet=quiet)
+
+
+def _secrets(options: Mapping[str, Any]) -> frozenset[str]:
+    return secrets_of(options, os.environ)
 
 
 def _show(manifest: dict[str, Any], out: str, *, json_: bool, quiet: bool) -> int:
