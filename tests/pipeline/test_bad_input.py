@@ -254,6 +254,7 @@ def test_interrupted_exits_130_and_resumes(tmp_path: Path, shards: Callable[...,
     code = (
         "import sys, signal, os, threading, tilecov.pipeline.tasks as tasks\n"
         "from tilecov.pipeline.cli import run_safely\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in what a shell runs in the background
         "original = tasks.BlockReader.__iter__\n"
         "def slow(self):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
