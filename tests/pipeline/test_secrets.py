@@ -200,7 +200,7 @@ WRONG = {
     "too many": ["status", "x", "https://me:hunter2@h/x"],
     "a command": ["https://me:hunter2@h/x"],
     "a shell": ["run", "pipe:curl https://me:hunter2@h/x", "-r", "4", "--out", "x"],
-    "braces": ["run", "https://me:hunter2@h/{0..x}.tar", "-r", "4", "--out", "x"],
+    "braces": ["run", "memory://me:hunter2@h/{0..x}.tar", "-r", "4", "--out", "x"],
     "a missing run": ["status", "memory://me:hunter2@h/x"],
     "a missing source": ["merge", "memory://me:hunter2@h/x", "--out", "memory://me:hunter2@h/y"],
     "a glob": ["run", "memory://me:hunter2@h/**/x.tar", "-r", "4", "--out", "x"],
