@@ -1,7 +1,6 @@
 """What the stages of a run work with: its job, plan, folder and manifest, and the tasks that they hand out."""
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, Future, as_completed
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ from tilecov.storage.tiling import Tiling
 from .bounds import INT32_ROWS
 from .covariance import Array
 from .errors import OtherJobError
-from .executors import SerialExecutor
+from .executors import SerialExecutor, TaskExecutor, run_all
 from .job import Job
 from .ledgers import combine
 from .momentstore import MomentsStore, Source, Whole, uint8_origin
@@ -24,7 +23,7 @@ from .reading import PictureBudget
 from .rows import RowSpec
 from .rowsource import StagedSet
 from .slabs import SlabTask
-from .tasks import Task, TilesTask, UnitTask
+from .tasks import TilesTask, UnitTask
 
 Record = dict[str, Any]
 Work = Callable[..., Record]
@@ -44,7 +43,7 @@ class Context:
         The content of run.json; stages add to it.
     plan : Plan
         As the run was begun with.
-    executor : Executor
+    executor : TaskExecutor
     observer : Observer
     """
 
@@ -53,7 +52,7 @@ class Context:
     run: RunFolder
     manifest: dict[str, Any]
     plan: Plan
-    executor: Executor
+    executor: TaskExecutor
     observer: Observer
 
     @property
@@ -245,16 +244,10 @@ class Context:
                 self.observer.unit(task.stage, task.name, record)
                 yield task.name, record
             return
-        futures: dict[Future[Record], Task] = {self.executor.submit(work, task): task for task in tasks}
-        try:
-            for future in as_completed(futures):
-                record = future.result()
-                self.observer.advance(*progress(record))
-                self.observer.unit(futures[future].stage, futures[future].name, record)
-                yield futures[future].name, record
-        finally:
-            for future in futures:
-                future.cancel()
+        for task, record in run_all(self.executor, work, tasks, self.observer.note):
+            self.observer.advance(*progress(record))
+            self.observer.unit(task.stage, task.name, record)
+            yield task.name, record
 
     def _check_unchanged(self, done: Mapping[str, Record]) -> None:
         """Raise where a shard that has been read is not what it was."""

@@ -64,3 +64,7 @@ class BusyError(RuntimeError):
 
 class CertificateError(RuntimeError):
     """A spectrum or an artifact falls short of what was promised."""
+
+
+class ClusterError(RuntimeError):
+    """The Dask cluster cannot do the work: other versions, no workers, its scheduler lost; the message names which."""

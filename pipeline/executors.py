@@ -1,11 +1,22 @@
 """Who runs tasks: this process, or Dask. Both are standard executors; nothing else knows the difference."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
 from typing import Any
 
+from .cluster import ANSWER, ClusterExecutor
+from .errors import ClusterError
 from .job import Job
+from .machine import cores
+
+ALLOWED_DEATHS = 3
+"""Workers of this machine that may die of one task; only what ran on a worker is blamed for its death."""
+_LOOK = 2.0  # seconds between two looks at who is there
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class SerialExecutor(Executor):
@@ -21,24 +32,106 @@ class SerialExecutor(Executor):
         return future
 
 
+TaskExecutor = SerialExecutor | ClusterExecutor
+
+
+def run_all(
+    executor: ClusterExecutor, work: Callable[..., Any], tasks: Iterable[Any], note: Callable[[str], None]
+) -> Iterator[tuple[Any, Any]]:
+    """Yield (task, ``work(task)``) of each task as it ends; whatever ends this early drops the rest."""
+    waiting, running = deque(tasks), dict[Future[Any], Any]()
+    try:
+        while waiting or running:
+            slots = executor.slots(note)
+            while waiting and len(running) < slots:
+                task = waiting.popleft()
+                running[executor.submit(work, task)] = task
+            done, _ = wait(running, _LOOK, FIRST_COMPLETED)
+            for future in done:
+                task = running.pop(future)
+                yield task, executor.outcome(future, f"{task.stage} {task.name}")
+    finally:
+        executor.cancel(list(running))
+
+
 @contextmanager
-def executor_of(job: Job) -> Iterator[Executor]:
-    """Give the executor that ``job`` asks for, and free its workers at the end."""
+def executor_of(job: Job) -> Iterator[TaskExecutor]:
+    """Give the executor that ``job`` asks for, and free its workers at the end.
+
+    Raises
+    ------
+    ClusterError
+        Where the scheduler does not answer, or a worker has other versions.
+    """
     if job.scheduler is None and job.workers == 1:
         yield SerialExecutor()
         return
     import distributed
 
-    client_of: Any = distributed.Client  # untyped
-    cluster_of: Any = distributed.LocalCluster
+    connect: Any = distributed.Client  # untyped
+    with _quiet():
+        if job.scheduler is None:
+            with _local_cluster(job) as cluster, connect(cluster, set_as_default=False) as client:
+                yield ClusterExecutor(client, "this machine")
+            return
+        try:
+            client = connect(job.scheduler, timeout=ANSWER, set_as_default=False)
+        except OSError as error:
+            raise ClusterError(
+                f"no Dask scheduler answers at {job.scheduler} within {ANSWER:.0f} s; start one with "
+                "`dask scheduler`, or use --workers N on this machine"
+            ) from error
+        with client:
+            executor = ClusterExecutor(client, job.scheduler)
+            executor.check_workers()
+            yield executor
 
-    if job.scheduler is not None:
-        with client_of(job.scheduler, timeout="30s") as client:
-            yield client.get_executor(pure=False, retries=2)
-        return
+
+def _local_cluster(job: Job) -> Any:
+    """Return a scheduler and the job's workers, processes of this machine."""
+    import distributed
+
+    cluster_of: Any = distributed.SpecCluster
     # Dask's own memory limit would kill workers; the plan keeps them inside theirs.
-    cluster = cluster_of(
-        n_workers=job.workers, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
-    )
-    with cluster, client_of(cluster) as client:
-        yield client.get_executor(pure=False, retries=2)
+    local = {"host": "127.0.0.1", "dashboard": False}
+    worker = {**local, "nthreads": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
+    workers = {
+        index: {"cls": distributed.Nanny, "options": {**worker, "env": environment}}
+        for index, environment in enumerate(worker_environments(job.workers, _devices(job)))
+    }
+    scheduler = {**local, "port": 0, "dashboard_address": "127.0.0.1:0", "allowed_failures": ALLOWED_DEATHS}
+    return cluster_of(workers=workers, scheduler={"cls": distributed.Scheduler, "options": scheduler})
+
+
+def worker_environments(workers: int, devices: Sequence[str]) -> list[dict[str, str]]:
+    """Return the environment of each worker: its share of the cores, and one device each, in turn."""
+    threads = str(max(1, cores() // workers))  # Dask would give each worker one thread to multiply with
+    shared = {name: os.environ.get(name, threads) for name in _THREADS}
+    if not devices:
+        return [shared] * workers
+    return [{**shared, "CUDA_VISIBLE_DEVICES": devices[index % len(devices)]} for index in range(workers)]
+
+
+def _devices(job: Job) -> Sequence[str]:
+    """Return the CUDA devices to be shared out; none where the job names one itself, or the CPU."""
+    if job.device not in {"auto", "cuda"}:
+        return ()
+    import torch
+
+    found = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [name.strip() for name in named.split(",")][:found] if named else [str(index) for index in range(found)]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Dask's log lines: what goes wrong becomes one error, and lost workers are no error."""
+    loggers = [logging.getLogger(name) for name in ("distributed", *logging.root.manager.loggerDict)]
+    before = [(logger, logger.level) for logger in loggers if logger.name.split(".")[0] == "distributed"]
+    for logger, _ in before:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in before:
+            logger.setLevel(level)

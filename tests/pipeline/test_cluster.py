@@ -1,0 +1,324 @@
+"""Dask's workers come late, die and are replaced, schedulers go: the digest is the same, or one clear line says why."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import random_images, write_shards
+
+from tilecov.pipeline import Job, run
+from tilecov.pipeline.cli import run_safely
+from tilecov.pipeline.cluster import ClusterExecutor, refuse_others, versions_here
+from tilecov.pipeline.errors import ClusterError
+from tilecov.pipeline.executors import _devices, executor_of, run_all, worker_environments
+from tilecov.pipeline.observer import Observer
+
+LONG = 120.0  # seconds after which something that should happen has not
+PROCESS = """
+import sys
+from distributed.cli.dask_{0} import main
+if __name__ == "__main__":
+    main(sys.argv[1:])
+"""
+
+
+def until(what: Callable[[], Any]) -> Any:
+    """Wait until ``what`` gives something true; return it."""
+    deadline = time.monotonic() + LONG
+    while not (found := what()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+    return found
+
+
+class Cluster:
+    """A scheduler and workers, each a process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.processes = folder, list[subprocess.Popen[bytes]]()
+        self.scheduler = self._start("scheduler", "--port", "0")
+        self.address = self._address("scheduler", r"Scheduler at:\s+(tcp://\S+)")
+
+    def worker(self, *options: str, beside: str | None = None) -> subprocess.Popen[bytes]:
+        """Start a worker; ``beside`` is a folder that its imports are looked for first."""
+        return self._start("worker", self.address, "--no-nanny", "--nthreads", "1", *options, beside=beside)
+
+    def wait_for_workers(self, number: int) -> None:
+        with self._client() as client:
+            client.wait_for_workers(number, timeout=LONG)
+
+    def busy(self) -> str | None:
+        """Return the name of a worker that is at work."""
+        with self._client() as client:
+            names = {address: worker["name"] for address, worker in client.scheduler_info(-1)["workers"].items()}
+            found = [names[address] for address, tasks in client.processing().items() if tasks and address in names]
+        return str(found[0]) if found else None
+
+    def tasks(self) -> list[Any]:
+        """Return what the workers are given to do."""
+        with self._client() as client:
+            return [task for tasks in client.processing().values() for task in tasks]
+
+    def _client(self) -> Any:
+        import distributed
+
+        return distributed.Client(self.address, set_as_default=False, timeout=LONG)
+
+    def restart_scheduler(self, how: signal.Signals) -> None:
+        self.scheduler.send_signal(how)
+        self.scheduler.wait()
+        self.scheduler = self._start("scheduler", "--port", self.address.rpartition(":")[2])
+        self._address("scheduler", r"Scheduler at:\s+(tcp://\S+)")
+
+    def close(self) -> None:
+        for process in self.processes:
+            with suppress(ProcessLookupError):
+                process.kill()
+            process.wait()
+
+    def _start(self, kind: str, *arguments: str, beside: str | None = None) -> "subprocess.Popen[bytes]":
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"PYTHONPATH": beside} if beside else {})
+        command = [sys.executable, "-c", PROCESS.format(kind), *arguments, "--host", "127.0.0.1", "--no-dashboard"]
+        with (self.folder / f"{kind}.log").open("wb" if kind == "scheduler" else "ab") as log:
+            process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, env=environment)
+        self.processes.append(process)
+        return process
+
+    def _address(self, kind: str, pattern: str) -> str:
+        log = self.folder / f"{kind}.log"
+        found: re.Match[str] = until(lambda: re.search(pattern, log.read_text()))
+        return found[1]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    started = Cluster(tmp_path)
+    yield started
+    started.close()
+
+
+def job_of(tmp_path: Path, count: int = 24, resolution: int = 4, shards: int = 6, **options: Any) -> Job:
+    """Return a job over shards that are there once a test."""
+    folder = tmp_path / "shards"
+    if not folder.exists():
+        write_shards(folder, random_images(count, resolution), shards)
+    paths = tuple(sorted(str(path) for path in folder.glob("*.tar")))
+    return Job(**{"shards": paths, "resolution": resolution, "rank": 0, "out": str(tmp_path / "run"), **options})
+
+
+def large_job(tmp_path: Path, **options: Any) -> Job:
+    """Return a job of 12 units of some seconds of work in all: 2000 products of 3072 columns with little in each."""
+    return job_of(tmp_path, 1200, 32, 12, block_rows=8, decode_threads=1, memory="4GiB", workers=12, **options)
+
+
+def expected_of(tmp_path: Path, job: Job) -> str:
+    alone = job.model_copy(update={"out": str(tmp_path / "alone"), "scheduler": None, "workers": 1, "block_rows": None})
+    return str(run(alone)["moments_digest"])
+
+
+class Watch(Observer):
+    """Calls ``action`` once, as soon as ``number`` shards are done."""
+
+    def __init__(self, number: int, action: Callable[[], Any]) -> None:
+        self.left, self.actions, self.notes = number, [action], list[str]()
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def advance(self, done: int, rows: int = 0) -> None:
+        self.left -= done
+        if self.left <= 0 and self.actions:
+            self.actions.pop()()
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait()
+
+
+def test_workers_that_come_late_are_waited_for_and_used(tmp_path: Path, cluster: Cluster) -> None:
+    class Starting(Observer):
+        def note(self, text: str) -> None:
+            notes.append(text)
+            cluster.worker()
+
+    notes: list[str] = []
+    job = job_of(tmp_path, scheduler=cluster.address)
+    assert run(job, Starting())["moments_digest"] == expected_of(tmp_path, job)
+    assert notes == [f"waiting up to 60 s for workers of {cluster.address}"]
+
+
+def test_without_workers_it_ends_with_one_line(tmp_path: Path, cluster: Cluster) -> None:
+    import distributed
+
+    notes: list[str] = []
+    with distributed.Client(cluster.address, set_as_default=False) as client:
+        executor = ClusterExecutor(client, cluster.address, patience=0.1)
+        with pytest.raises(ClusterError, match=rf"{cluster.address} has had 0 workers for .* and 1 is needed"):
+            executor.slots(notes.append)
+    assert len(notes) == 1
+
+
+def test_other_versions_are_refused_by_name() -> None:
+    here = versions_here()
+    refuse_others("tcp://there", here, dict(here))
+    there = {name: version for name, version in here.items() if name != "zarr"} | {"torch": "1.0"}
+    with pytest.raises(ClusterError) as caught:
+        refuse_others("tcp://there", here, there)
+    assert str(caught.value).startswith(
+        f"worker tcp://there has torch 1.0, zarr missing, and this process torch {here['torch']}, zarr {here['zarr']};"
+    )
+    assert "install the same versions" in str(caught.value)
+
+
+def test_no_scheduler_is_one_line_and_exit_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tilecov.pipeline import executors
+
+    monkeypatch.setattr(executors, "ANSWER", 0.2)
+    job = job_of(tmp_path)
+    command = ["run", *job.shards, "--resolution", "4", "--out", str(job.out), "--quiet"]
+    assert run_safely([*command, "--scheduler", "tcp://127.0.0.1:1"]) == 1
+    assert capsys.readouterr().err == (
+        "tilecov: no Dask scheduler answers at tcp://127.0.0.1:1 within 0 s; start one with `dask scheduler`, or use "
+        "--workers N on this machine\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("workers", "devices", "expected"),
+    [
+        (2, [], [None, None]),
+        (2, ["0", "1", "2"], ["0", "1"]),
+        (3, ["4", "GPU-7"], ["4", "GPU-7", "4"]),
+    ],
+)
+def test_each_worker_has_one_device(workers: int, devices: list[str], expected: list[str | None]) -> None:
+    assert [each.get("CUDA_VISIBLE_DEVICES") for each in worker_environments(workers, devices)] == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "found", "expected"),
+    [
+        ("auto", None, 2, ["0", "1"]),
+        ("cuda", "3,5", 2, ["3", "5"]),
+        ("auto", "3, 5,-1,6", 2, ["3", "5"]),
+        ("auto", None, 0, []),
+        ("cpu", None, 2, []),
+        ("cuda:1", None, 2, []),
+    ],
+)
+def test_devices_that_are_shared_out(
+    device: str, visible: str | None, found: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: found)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert list(_devices(Job(shards=("x.tar",), resolution=4, device=device))) == expected
+
+
+def other_versions(folder: Path) -> str:
+    """Return a folder whose imports come first and make zarr another version."""
+    there = folder / "other" / "zarr-0.0.1.dist-info"
+    there.mkdir(parents=True)
+    (there / "METADATA").write_text("Metadata-Version: 2.1\nName: zarr\nVersion: 0.0.1\n")
+    return str(there.parent)
+
+
+@pytest.mark.slow
+def test_a_worker_of_other_versions_is_refused_at_the_start(
+    tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.worker()
+    cluster.worker(beside=other_versions(tmp_path))
+    cluster.wait_for_workers(2)
+    job = job_of(tmp_path)
+    command = ["run", *job.shards, "--resolution", "4", "--out", str(job.out), "--quiet"]
+    assert run_safely([*command, "--scheduler", cluster.address]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"tilecov: worker tcp://\S+ has zarr 0\.0\.1, and this process zarr \S+; install .*\n", said)
+
+
+@pytest.mark.slow
+def test_a_late_worker_of_other_versions_does_nothing(tmp_path: Path, cluster: Cluster) -> None:
+    cluster.worker()
+    cluster.wait_for_workers(1)
+    job = large_job(tmp_path, scheduler=cluster.address)
+    other = other_versions(tmp_path)
+    with pytest.raises(ClusterError, match=r"worker tcp://\S+ has zarr 0\.0\.1, and this process"):
+        run(job, Watch(1, lambda: [cluster.worker(beside=other), cluster.wait_for_workers(2)]))
+    last = cluster.processes[-1]
+    kill(last)
+    assert run(job)["moments_digest"] == expected_of(tmp_path, job)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["resident", "staged"])
+def test_a_worker_killed_in_mid_unit_costs_its_unit(tmp_path: Path, cluster: Cluster, strategy: str) -> None:
+    job = large_job(tmp_path, scheduler=cluster.address, strategy=strategy)
+    workers = {str(number): cluster.worker("--name", str(number)) for number in range(3)}
+    cluster.wait_for_workers(3)
+
+    def kill_and_replace() -> None:
+        kill(workers[until(cluster.busy)])
+        cluster.worker("--name", "late")
+
+    manifest = run(job, Watch(2, kill_and_replace))
+    assert [process.poll() for process in workers.values()].count(-signal.SIGKILL) == 1
+    assert manifest["moments_digest"] == expected_of(tmp_path, job)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_lost_scheduler_ends_the_run_and_the_same_command_resumes(
+    tmp_path: Path, cluster: Cluster, how: signal.Signals
+) -> None:
+    cluster.worker()
+    cluster.wait_for_workers(1)
+    job = large_job(tmp_path, scheduler=cluster.address)
+    with pytest.raises(ClusterError, match=rf"{cluster.address} was lost.*the same command goes on"):
+        run(job, Watch(2, lambda: cluster.restart_scheduler(how)))
+    cluster.worker()
+    read: list[int] = []
+    watch = Watch(1, lambda: read.append(watch.left))
+    assert run(job, watch)["moments_digest"] == expected_of(tmp_path, job)
+    assert read[0] <= -1  # what was committed before counts: two shards at least at once
+
+
+@pytest.mark.slow
+def test_a_task_that_kills_every_worker_is_named(tmp_path: Path) -> None:
+    job = Job(shards=("x.tar",), resolution=4, workers=2)
+    deadly = SimpleNamespace(stage="deadly", name="7")
+    with executor_of(job) as executor:
+        assert isinstance(executor, ClusterExecutor)
+        with pytest.raises(ClusterError, match="deadly 7 was tried by 4 workers and all died"):
+            list(run_all(executor, lambda task: os._exit(1), [deadly], print))
+
+
+@pytest.mark.slow
+def test_ctrl_c_frees_the_workers_of_a_scheduler(tmp_path: Path, cluster: Cluster) -> None:
+    job = large_job(tmp_path)
+    cluster.worker()
+    where = ["--scheduler", cluster.address]
+    options = ["--resolution", "32", "--rank", "0", "--block-rows", "8", "--out", str(job.out), "--quiet"]
+    command = [sys.executable, "-m", "tilecov.pipeline.cli", "run", *job.shards, *options, *where]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    until(lambda: list((tmp_path / "run" / "work").rglob("*.json")))
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    said = process.communicate(timeout=LONG)[1].decode()
+    assert said == "tilecov: interrupted; the same command goes on where it stopped\n"
+    assert process.returncode == 130
+    until(lambda: not cluster.tasks())
+    assert cluster.processes[-1].poll() is None
+    assert run(job)["moments_digest"] == expected_of(tmp_path, job)
