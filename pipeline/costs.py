@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tilecov.storage.listing import Shard
+from tilecov.storage.readahead import RANGE_BYTES, WINDOW_BYTES
 
 from .bounds import INT32_ROWS
 from .job import Job
@@ -144,8 +145,10 @@ class Costs:
         return self.job.max_groups if self.job.group_by else 1
 
     def decoding(self) -> int:
-        """Bytes of the decoders: encoded samples and the pictures being decoded."""
-        return self.threads * (TRANSFER + 2 * self.facts.encoded + DECODE_BYTES * self.usual_pixels)
+        """Bytes of the decoders: encoded samples and the pictures being decoded; what is read ahead of a store."""
+        remote = not all(shard.is_local for shard in self.facts.shards)
+        ahead = WINDOW_BYTES + RANGE_BYTES if remote else 0
+        return ahead + self.threads * (TRANSFER + 2 * self.facts.encoded + DECODE_BYTES * self.usual_pixels)
 
     @property
     def usual_pixels(self) -> int:

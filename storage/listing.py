@@ -4,19 +4,16 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
-import fsspec
-
+from .filesystems import file_system
 from .objects import absolute
 from .redact import has_query, redact, redact_url
 from .retries import retry
+from .versions import tag_of
 
 _MAGIC = "*?["
-_ETAGS = ("ETag", "etag")
-_TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
 _LIST_FROM = 16  # as many shards in one folder are listed at once instead of asked for one by one
 
 
@@ -91,7 +88,7 @@ def _find_all(urls: Sequence[str], options: dict[str, Any]) -> Iterator[Shard]:
         if _is_glob(url) or crowded[parent] < _LIST_FROM:
             yield from _find(url, options)
             continue
-        fs, path = fsspec.core.url_to_fs(url, **options)
+        fs, path = file_system(url, options)
         if parent not in listed:
             listed[parent] = _listing(parent, options)
         info = listed[parent].get(path)
@@ -101,7 +98,7 @@ def _find_all(urls: Sequence[str], options: dict[str, Any]) -> Iterator[Shard]:
 
 def _listing(url: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return the files in a folder by path; none where the store does not list it."""
-    fs, path = fsspec.core.url_to_fs(url, **options)
+    fs, path = file_system(url, options)
     try:
         infos = retry(lambda: fs.ls(path, detail=True))
     except (FileNotFoundError, NotADirectoryError, NotImplementedError):
@@ -114,7 +111,7 @@ def _is_plain(info: Mapping[str, Any]) -> bool:
 
 
 def _find(url: str, options: dict[str, Any]) -> Iterator[Shard]:
-    fs, path = fsspec.core.url_to_fs(url, **options)
+    fs, path = file_system(url, options)
     if _is_glob(url):
         if "**" in path:
             raise ValueError(
@@ -164,7 +161,7 @@ def _base(info: Mapping[str, Any]) -> str:
 
 
 def _folder(url: str, options: dict[str, Any]) -> list[Shard]:
-    fs, path = fsspec.core.url_to_fs(url, **options)
+    fs, path = file_system(url, options)
     infos = _files(fs, retry(lambda: fs.ls(path, detail=True)))
     return [_shard(fs, info) for info in sorted(infos, key=lambda info: str(info["name"]))]
 
@@ -183,21 +180,9 @@ def _follow(fs: Any, info: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _shard(fs: Any, info: Mapping[str, Any]) -> Shard:
-    tag = next((str(info[name]).strip('"') for name in _ETAGS if info.get(name)), None)
-    tag = tag or next((_time(info[name]) for name in _TIMES if info.get(name)), "")
     address = absolute(fs.unstrip_protocol(info["name"]))
     url = redact_url(address)
-    return Shard(url, int(info["size"] or 0), tag, "" if url == address else address)
-
-
-def _time(value: Any) -> str:
-    """Return a time in seconds; stores give it as a number, a datetime or text, some of them now this and now that."""
-    if isinstance(value, datetime):
-        return str(value.timestamp())
-    try:
-        return str(datetime.fromisoformat(value).timestamp())
-    except (TypeError, ValueError):
-        return str(value)
+    return Shard(url, int(info["size"] or 0), tag_of(info), "" if url == address else address)
 
 
 def _is_glob(url: str) -> bool:

@@ -12,13 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from .filesystems import file_system
 from .redact import redact_url
 from .resuming import ResumingStream
-from .retries import retry
+from .retries import PRECONDITION_FAILED, retry, status_of
 
 _SHOWS_UNFINISHED = {"memory", "sftp", "ssh", "ftp", "smb"}
 """Protocols where a file can be seen while it is written; object stores show it when its upload is complete."""
@@ -56,7 +56,7 @@ class Folder:
 
     @cached_property
     def _where(self) -> tuple[Any, str]:
-        fs, path = fsspec.core.url_to_fs(self.absolute, **self.options)
+        fs, path = file_system(self.absolute, self.options)
         return fs, path.rstrip("/") or path
 
     @property
@@ -171,9 +171,11 @@ class Folder:
         if not self.is_local:
             try:
                 retry(lambda: self.fs.pipe_file(self.path(name), data, mode="create"))
-            except FileExistsError:
-                if self.read(name) != data:  # else it was made by a try whose answer was lost
+            except OSError as error:
+                if not isinstance(error, FileExistsError) and status_of(error) != PRECONDITION_FAILED:
                     raise
+                if self.read(name) != data:  # else it was made by a try whose answer was lost
+                    raise FileExistsError(f"{self.url}/{name} is there already") from error
             return
         target = Path(self.path(name))
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -100,11 +100,15 @@ def _secret_values(value: Any, *, known: bool) -> Iterator[str]:
 
 
 def without_secrets(error: Exception) -> Exception:
-    """Return ``error``, or where its text holds a credential one of the same kind whose text does not."""
+    """Return ``error``, or one whose text holds no credential; an exception of a store's own class becomes an OSError.
+
+    What may be returned as it is: exceptions of Python itself, and those that are an OSError or ValueError.
+    """
     text = str(error)
     clean = redact(text)
-    if clean == text:
+    is_builtin = type(error).__module__ == "builtins"
+    if clean == text and (is_builtin or isinstance(error, OSError | ValueError | RuntimeError)):
         return error
-    if isinstance(error, OSError) and type(error).__module__ == "builtins":
+    if isinstance(error, OSError) and is_builtin:
         return type(error)(clean)
     return ValueError(clean) if isinstance(error, ValueError) else OSError(f"{type(error).__name__}: {clean}")

@@ -7,6 +7,7 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, WrapperStore
 
+from .filesystems import with_limits
 from .objects import Folder
 from .retries import retry_async
 
@@ -44,5 +45,5 @@ class RetryingStore(WrapperStore[Store]):
 
 def remote_store(folder: Folder, *, read_only: bool) -> Store:
     """Return the Zarr store in ``folder``, which is on an object store."""
-    options = dict(folder.options)
+    options = with_limits(folder.absolute, folder.options)
     return RetryingStore(FsspecStore.from_url(folder.absolute, storage_options=options, read_only=read_only))

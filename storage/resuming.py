@@ -1,28 +1,43 @@
-"""A remote file as a byte stream that survives a broken connection."""
+"""A remote file as a byte stream that survives faults, reads ahead and never mixes versions."""
 
 import errno
 import io
-from typing import Any, cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from .redact import redact
-from .retries import retry
+from .readahead import ReadAhead
+from .redact import redact, redact_url
+from .retries import one_line, retry
+from .sources import open_source
 
 
 class ResumingStream(io.RawIOBase):
-    """Reads a remote file; after an error it is opened anew and read on from where it was.
+    """Reads a remote file in ranges, several at a time; what a failure left out is asked for anew.
 
     Parameters
     ----------
     fs : fsspec file system
     path : str
     size : int
-        Bytes that the file was listed with; a file that has another size by then is an OSError.
+        Bytes that the file was listed with.
+    tag : str, optional
+        Version that it was listed with (`Shard.tag`); without one, the version found when reading begins.
+
+    Raises
+    ------
+    ReplacedError
+        While reading, where the file is not the one listed. It is not tried again.
+    TimeoutError, ConnectionError
+        While reading, where the store gives nothing, or less than 64 KiB a second.
     """
 
-    def __init__(self, fs: Any, path: str, size: int) -> None:
-        self._fs, self._path, self._size = fs, path, size
+    def __init__(self, fs: Any, path: str, size: int, tag: str = "") -> None:
+        self._place = (fs, path, size, tag)
+        self._path, self._size = path, size
         self._position = 0
-        self._stream: Any = None
+        self._ahead: ReadAhead | None = None
+        self._unchecked = False
 
     def readable(self) -> bool:
         """Return True."""
@@ -37,47 +52,55 @@ class ResumingStream(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to another byte."""
+        """Move to another byte; what was read ahead is kept where it holds that byte."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         if base + offset < 0:
             raise OSError(errno.EINVAL, f"byte {base + offset} of {redact(self._path)} is before its first")
-        if base + offset != self._position:
-            self._position = base + offset
-            self._drop()
+        self._position = base + offset
         return self._position
 
     def read(self, size: int | None = -1) -> bytes:
         """Return up to ``size`` bytes, fewer only at the end."""
+        if self.closed:
+            raise ValueError(f"{redact(self._path)} is closed")
         wanted = max(0, self._size - self._position)
         if size is not None and size >= 0:
             wanted = min(wanted, size)
-        data = retry(lambda: self._read(wanted)) if wanted else b""
-        self._position += len(data)
+        if not wanted:
+            return b""
+        end = self._position + wanted
+        with self._naming():
+            if self._ahead is None:
+                self._ahead = ReadAhead(open_source(*self._place))
+            data = self._ahead.read(self._position, end)
+            self._unchecked = True
+            if end == self._size:
+                self.check()
+        self._position = end
         return data
 
-    def _read(self, wanted: int) -> bytes:
+    def check(self) -> None:
+        """Make sure that all bytes given so far are of one version; ReplacedError where they may not be."""
+        if self._unchecked and self._ahead is not None:
+            with self._naming():
+                retry(self._ahead.source.check_end)
+            self._unchecked = False
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Name the file in errors of stores that do not."""
         try:
-            if self._stream is None:
-                self._stream = self._fs.open(self._path, "rb")
-                self._stream.seek(self._position)
-            data = cast("bytes", self._stream.read(wanted))
-        except Exception:
-            self._drop()
-            raise
-        if len(data) < wanted:
-            self._drop()
-            found = self._position + len(data)
-            raise ConnectionError(
-                f"{redact(self._path)} gave {found} bytes and was listed with {self._size}: cut or replaced"
-            )
-        return data
-
-    def _drop(self) -> None:
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            stream.close()
+            yield
+        except OSError as error:
+            url = redact_url(str(self._place[0].unstrip_protocol(self._path)))
+            if url in str(error) or type(error).__module__ != "builtins":
+                raise
+            raise type(error)(f"{url}: {one_line(error)}") from error
 
     def close(self) -> None:
-        """Close the connection."""
-        self._drop()
+        """Give up what was asked for."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.stop()
+            ahead.source.close()
         super().close()

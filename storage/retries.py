@@ -7,11 +7,12 @@ import random
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from .redact import redact, without_secrets
+from .versions import ReplacedError
 
 T = TypeVar("T")
 
@@ -19,11 +20,36 @@ TRIES = 10
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 """Seconds; ten tries wait about 25 s in all."""
+LONGEST = 120.0
+"""Seconds after which nothing is tried again, as where each try waits for an answer that does not come."""
 
-_FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+_FINAL = (
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+    ReplacedError,
+)
 _FINAL_NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG}
 
-_BUSY = {408, 429, 500, 502, 503, 504, "408", "429", "500", "502", "503", "504"}
+PRECONDITION_FAILED = 412
+"""HTTP status of a conditional request whose condition does not hold."""
+
+_BUSY = {408, 429, 500, 502, 503, 504}
+_REFUSED = {401, 403, 404, 405, 410, 411, 412, 413, 414, 416, 501}
+
+# Classes of aiohttp, botocore and azure.core, which may not be installed, that say that a connection broke.
+_BROKEN = {
+    "ClientConnectionError",
+    "ClientPayloadError",
+    "HTTPClientError",
+    "IncompleteReadError",
+    "ResponseParserError",
+    "ResponseStreamingError",
+    "ServiceRequestError",
+    "ServiceResponseError",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,55 +88,73 @@ def telling(listener: Listener) -> Iterator[None]:
             _listeners.remove(listener)
 
 
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status that a store answered with, as s3fs, aiohttp, gcsfs and azure.core keep it."""
+    for known in (error, error.__cause__):
+        response = getattr(known, "response", None)
+        if isinstance(response, dict):  # botocore's
+            return cast("int | None", response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+        for name in ("status", "status_code", "code"):
+            with suppress(TypeError, ValueError):
+                return int(getattr(known, name, None))  # type: ignore[arg-type]
+    return None
+
+
 def is_passing(error: BaseException) -> bool:
     """Return whether trying again may help: a busy or broken connection, not a missing file or a full disk."""
-    if isinstance(error, _FINAL):
+    status = status_of(error)
+    if isinstance(error, _FINAL) or status in _REFUSED:
         return False
     if isinstance(error, OSError):
         return error.errno not in _FINAL_NUMBERS
-    # Object stores' own exceptions carry the HTTP status under one of these names.
-    return any(getattr(error, name, None) in _BUSY for name in ("status", "status_code", "code"))
+    return status in _BUSY or any(kind.__name__ in _BROKEN for kind in type(error).__mro__)
 
 
-def _pause(attempt: int) -> float:
-    pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**attempt)
-    return pause * random.uniform(0.5, 1.5)  # noqa: S311  (spreads clients, no secret)
-
-
-def _pause_after(error: Exception, attempt: int) -> float:
-    """Tell of a retry and return the pause before it; raise where there is none, without credentials in the text."""
-    if attempt + 1 >= TRIES or not is_passing(error):
-        clean = without_secrets(error)
-        if clean is error:
-            raise error
-        raise clean from None
-    pause = _pause(attempt)
+def pause_after(error: Exception, attempt: int) -> float:
+    """Return the seconds to wait after the failure of try ``attempt``, from 1; who listens is told of it."""
+    pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (attempt - 1))
+    pause *= random.uniform(0.5, 1.5)  # noqa: S311  (spreads clients, no secret)
     with _lock:
         listeners = tuple(_listeners)
-    if listeners:
-        text = " ".join(redact(str(error)).split()) or type(error).__name__
-        for listener in listeners:
-            listener(Retry(attempt + 1, round(pause, 3), text))
+    for listener in listeners:
+        listener(Retry(attempt, round(pause, 3), one_line(error)))
     return pause
 
 
+def one_line(error: BaseException) -> str:
+    """Return what an error says, in one line without credentials."""
+    return " ".join(redact(str(error)).split()) or type(error).__name__
+
+
+def _pause_or_raise(error: Exception, attempt: int, begun: float) -> float:
+    """Return the pause before the next try; raise where there is none, without credentials in the text."""
+    if attempt < TRIES and is_passing(error) and time.monotonic() - begun < LONGEST:
+        return pause_after(error, attempt)
+    clean = without_secrets(error)
+    if clean is error:
+        raise error
+    raise clean from None
+
+
 def retry(call: Callable[[], T]) -> T:
-    """Return ``call()``, tried up to TRIES times where it fails in passing; the last error is raised."""
-    for attempt in itertools.count():
+    """Return ``call()``, tried up to TRIES times and LONGEST where it fails in passing; the last error is raised."""
+    begun = time.monotonic()
+    for attempt in itertools.count(1):
         try:
             return call()
         except Exception as error:  # noqa: BLE001  (stores have exceptions of their own)
-            pause = _pause_after(error, attempt)
+            pause = _pause_or_raise(error, attempt, begun)
         time.sleep(pause)
     raise AssertionError
 
 
 async def retry_async(call: Callable[[], Awaitable[T]]) -> T:
     """Await ``call()`` as ``retry`` calls it."""
-    for attempt in itertools.count():
+    begun = time.monotonic()
+    for attempt in itertools.count(1):
         try:
             return await call()
         except Exception as error:  # noqa: BLE001  (stores have exceptions of their own)
-            pause = _pause_after(error, attempt)
+            pause = _pause_or_raise(error, attempt, begun)
         await asyncio.sleep(pause)
     raise AssertionError

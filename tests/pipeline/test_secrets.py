@@ -57,6 +57,9 @@ class Signed(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
             raise PermissionError(f"403 for signed:/{path} with {self.given}")
         return name
 
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **kwargs: Any) -> Any:
+        return super().cat_file(self._name(path), start, end, **kwargs)
+
     def info(self, path: str, **kwargs: Any) -> Any:
         return {**super().info(self._name(self._strip_protocol(path)), **kwargs), "name": self._strip_protocol(path)}
 

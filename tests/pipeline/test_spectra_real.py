@@ -90,4 +90,5 @@ def test_fewer_samples_than_values(tmp_path: Path, resolution: int, dtype: Any) 
 @pytest.mark.parametrize("resolution", LARGE)
 @pytest.mark.parametrize(("svd", "rank"), [("blocked", 1000), ("randomized", 512)])
 def test_leading_spectrum_of_large_images(tmp_path: Path, svd: Any, rank: int, resolution: int) -> None:
-    check(tmp_path, resolution, "float32", svd=svd, rank=rank, memory="1GiB")
+    # 1 GiB, and what the rows held by this module may take.
+    check(tmp_path, resolution, "float32", svd=svd, rank=rank, memory="1.5GiB")

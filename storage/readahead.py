@@ -1,0 +1,183 @@
+"""Ranges of a remote file, read ahead on threads in a bounded window."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from . import retries
+from .sources import Source
+from .versions import ReplacedError
+
+RANGE_BYTES = 2 << 20
+"""Bytes of a range: long against the latency of a store."""
+WINDOW_BYTES = 16 << 20
+"""Bytes that a file holds at most, those on their way included."""
+QUIET_SECONDS = 60.0
+"""A file that gives no byte for so long while some are waited for is given up."""
+SLOWEST_RATE = 1 << 16
+"""Bytes a second; a file that is waited for longer than it takes at this rate, and QUIET_SECONDS, is given up."""
+_FEWEST = 1 << 16  # bytes that are asked for after failures
+
+
+class ReadAhead:
+    """The bytes of a source, the next ones on their way while some are used.
+
+    The window grows from one range, so that a short look reads little.
+
+    Parameters
+    ----------
+    source : Source
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.ask = RANGE_BYTES
+        self.moved = threading.Condition()
+        self.last_byte = 0.0
+        self._ranges: deque[_Range] = deque()
+        self._next = 0
+        self._depth = 1
+        self._waited = 0.0
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return the bytes from ``start`` to ``end``; those before ``start`` are let go.
+
+        Raises
+        ------
+        TimeoutError, ConnectionError
+            Where the store gives nothing any more.
+        ReplacedError
+            Where the file is not the one listed.
+        """
+        held = self._ranges[0].start if self._ranges else self._next
+        if not held <= start <= self._next:
+            self.stop()
+            self._next = start
+        return b"".join(self._pieces(start, end))
+
+    def _pieces(self, start: int, end: int) -> Iterator[memoryview]:
+        while start < end:
+            self._fill()
+            first = self._ranges[0]
+            if first.end <= start:
+                self._ranges.popleft()
+                self._depth = min(2 * self._depth, self.source.readers, WINDOW_BYTES // RANGE_BYTES)
+                continue
+            self._wait(first)
+            piece = memoryview(first.data)[start - first.start : end - first.start]
+            start += len(piece)
+            yield piece
+
+    def _fill(self) -> None:
+        while not self._ranges or (len(self._ranges) < self._depth and self._next < self.source.size):
+            end = min(self._next + RANGE_BYTES, self.source.size)
+            self._ranges.append(_Range(self, self._next, end))
+            self._next = end
+
+    def _wait(self, range_: "_Range") -> None:
+        begun = time.monotonic()
+        longest = QUIET_SECONDS + self.source.size / SLOWEST_RATE
+        with self.moved:
+            while range_.error is None and not range_.is_whole:
+                now = time.monotonic()
+                quiet = QUIET_SECONDS - (now - max(begun, self.last_byte))
+                left = min(quiet, longest - self._waited - (now - begun))
+                if left <= 0:
+                    self._give_up(range_, self._waited + now - begun)
+                self.moved.wait(left)
+        self._waited += time.monotonic() - begun
+        if range_.error is not None:
+            raise range_.error
+
+    def _give_up(self, range_: "_Range", waited: float) -> None:
+        cause = f" (last error: {retries.one_line(range_.passing)})" if range_.passing else ""
+        raise TimeoutError(
+            f"{self.source.url} came too slowly: {range_.start + len(range_.data)} of {self.source.size} bytes after "
+            f"{waited:.0f} s{cause}; check the store and run the command again"
+        ) from range_.passing
+
+    def stop(self) -> None:
+        """Ask the threads to end, and wait for none of them: one may hang."""
+        for range_ in self._ranges:
+            range_.stopped.set()
+        self._ranges.clear()
+
+
+class _Range:
+    """Bytes from ``start`` to ``end``, fetched on a thread of its own; daemonic, so that no hung one keeps the process.
+
+    What was received before a failure is kept.
+    """
+
+    def __init__(self, ahead: ReadAhead, start: int, end: int) -> None:
+        self.start, self.end = start, end
+        self.data = bytearray()
+        self.error: BaseException | None = None
+        self.passing: Exception | None = None
+        self.stopped = threading.Event()
+        self._ahead, self._source = ahead, ahead.source
+        threading.Thread(target=self._run, name="tilecov-range", daemon=True).start()
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.data) == self.end - self.start
+
+    def _run(self) -> None:
+        try:
+            self._fetch()
+        except BaseException as error:  # noqa: BLE001  (raised by who waits for the bytes)
+            self.error = error
+        with self._ahead.moved:
+            self._ahead.moved.notify_all()
+
+    def _fetch(self) -> None:
+        failed = 0
+        while not self.is_whole and not self.stopped.is_set():
+            had = len(self.data)
+            at = self.start + had
+            error = self._try(at, min(at + self._ahead.ask, self.end))
+            if error is None:
+                failed, self._ahead.ask = 0, min(2 * self._ahead.ask, RANGE_BYTES)
+                continue
+            # A shorter body is less likely to be cut, and comes in time where many share a slow line.
+            self._ahead.ask = max(self._ahead.ask // 2, _FEWEST)
+            failed = 1 if len(self.data) > had else failed + 1
+            self.passing = error
+            if not retries.is_passing(error):
+                raise error
+            if failed > retries.TRIES:
+                raise ConnectionError(
+                    f"{self._source.url} gave nothing in {retries.TRIES} tries at byte {at} of {self._source.size}: "
+                    f"{retries.one_line(error)}; check the store and run the command again"
+                )
+            self.stopped.wait(retries.pause_after(error, failed))
+
+    def _try(self, start: int, end: int) -> Exception | None:
+        """Fetch once; return what failed in passing. After a failure the version is checked."""
+        error: Exception | None = None
+        had = len(self.data)
+        try:
+            self._source.fetch(start, end, self._take)
+        except Exception as failure:  # noqa: BLE001  (stores have exceptions of their own)
+            error = failure
+        got = len(self.data) - had
+        if error is None and got < end - start:
+            error = ConnectionError(f"{self._source.url} was cut: {got} of {end - start} bytes from byte {start}")
+        if error is None or isinstance(error, ReplacedError) or self.stopped.is_set():
+            return error
+        try:
+            self._source.check()
+        except Exception as failure:
+            if not retries.is_passing(failure):  # such as a file that is gone; a busy store is asked again
+                raise
+        return error
+
+    def _take(self, piece: bytes) -> None:
+        if self.stopped.is_set():
+            raise InterruptedError("the reader was closed")
+        room = self.end - self.start - len(self.data)
+        if len(piece) > room:
+            raise NotImplementedError(f"{self._source.url}: {room} bytes were asked for and {len(piece)} came")
+        self.data += piece
+        self._ahead.last_byte = time.monotonic()

@@ -1,0 +1,25 @@
+"""Which package a protocol needs, and limits of time."""
+
+import sys
+
+import pytest
+
+from tilecov.storage.filesystems import file_system, with_limits
+
+
+def test_a_protocol_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ValueError, match=r"^gs://bucket/x: gs:// needs a package.*; pip install 'tilecov\[gcs\]'$"):
+        file_system("gs://bucket/x", {})
+
+
+def test_an_unknown_protocol() -> None:
+    with pytest.raises(ValueError, match=r"^nosuch://x/y: nosuch:// is not known; give a path"):
+        file_system("nosuch://x/y", {})
+
+
+def test_requests_to_s3_have_limits_of_time_that_the_user_may_set() -> None:
+    assert with_limits("s3://b", {})["config_kwargs"] == {"connect_timeout": 10, "read_timeout": 20}
+    limits = with_limits("s3://b", {"key": "k", "config_kwargs": {"read_timeout": 5}})
+    assert limits == {"key": "k", "config_kwargs": {"connect_timeout": 10, "read_timeout": 5}}
+    assert with_limits("memory://b", {"a": 1}) == {"a": 1}
