@@ -11,6 +11,8 @@ from .versions import ReplacedError
 
 RANGE_BYTES = 2 << 20
 """Bytes of a range: long against the latency of a store."""
+FIRST_BYTES = 1 << 18
+"""Bytes of the range that reading begins with."""
 WINDOW_BYTES = 16 << 20
 """Bytes that a file holds at most, those on their way included."""
 QUIET_SECONDS = 60.0
@@ -23,7 +25,7 @@ _FEWEST = 1 << 16  # bytes that are asked for after failures
 class ReadAhead:
     """The bytes of a source, the next ones on their way while some are used.
 
-    The window grows from one range, so that a short look reads little.
+    Reading begins with one short range, so that a short look reads little; who reads on gets the whole window.
 
     Parameters
     ----------
@@ -62,7 +64,7 @@ class ReadAhead:
             first = self._ranges[0]
             if first.end <= start:
                 self._ranges.popleft()
-                self._depth = min(2 * self._depth, self.source.readers, WINDOW_BYTES // RANGE_BYTES)
+                self._depth = min(self.source.readers, WINDOW_BYTES // RANGE_BYTES)
                 continue
             self._wait(first)
             piece = memoryview(first.data)[start - first.start : end - first.start]
@@ -71,7 +73,7 @@ class ReadAhead:
 
     def _fill(self) -> None:
         while not self._ranges or (len(self._ranges) < self._depth and self._next < self.source.size):
-            end = min(self._next + RANGE_BYTES, self.source.size)
+            end = min(self._next + (RANGE_BYTES if self._depth > 1 else FIRST_BYTES), self.source.size)
             self._ranges.append(_Range(self, self._next, end))
             self._next = end
 

@@ -20,3 +20,16 @@ def test_resident_runs_small(shards: Callable[..., list[str]]) -> None:
     )
     assert "tilecov is 1.00 x" in done.stdout
     assert "reference loop" in done.stdout
+
+
+def test_remote_reading_runs_small() -> None:
+    arguments = ["--latency", "0.001", "--mib", "3", "--rounds", "1"]
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "remote_reading.py"), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert "one fsspec stream" in done.stdout
+    assert "ratio" in done.stdout

@@ -30,6 +30,9 @@ class Faults:
         Share whose answer breaks off somewhere, half of them by a reset and half by an orderly end.
     latency : float
         Seconds before each answer.
+    window : int
+        Bytes that a connection may have on their way at a time, as TCP has: it carries so many in each ``latency``; 0
+        for no limit.
     rate : float
         Bytes a second of all answers together; 0 for no limit.
     """
@@ -38,6 +41,7 @@ class Faults:
     reset: float = 0
     cut: float = 0
     latency: float = 0
+    window: int = 0
     rate: float = 0
 
 
@@ -155,6 +159,8 @@ class FaultProxy:
                 left -= len(piece) if left >= 0 else 0
                 await self._light()
                 await self._wait_turn(len(piece))
+                if self.faults.window:
+                    await asyncio.sleep(self.faults.latency * len(piece) / self.faults.window)
                 writer.write(piece)
                 await writer.drain()
         finally:
