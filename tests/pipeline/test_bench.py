@@ -8,28 +8,19 @@ from pathlib import Path
 BENCH = Path(__file__).parents[1] / "bench"
 
 
+def bench(name: str, *arguments: str) -> str:
+    command = [sys.executable, str(BENCH / name), *arguments, "--rounds", "1"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
 def test_resident_runs_small(shards: Callable[..., list[str]]) -> None:
     pattern = str(Path(shards(count=40, resolution=4)[0]).parent / "*.tar")
-    arguments = ["--shards", pattern, "--resolution", "4", "--copies", "1", "--rounds", "1"]
-    done = subprocess.run(
-        [sys.executable, str(BENCH / "resident.py"), *arguments],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    assert "tilecov is 1.00 x" in done.stdout
-    assert "reference loop" in done.stdout
+    said = bench("resident.py", "--shards", pattern, "--resolution", "4", "--copies", "1")
+    assert "tilecov is 1.00 x" in said
+    assert "reference loop" in said
 
 
 def test_remote_reading_runs_small() -> None:
-    arguments = ["--latency", "0.001", "--mib", "3", "--rounds", "1"]
-    done = subprocess.run(
-        [sys.executable, str(BENCH / "remote_reading.py"), *arguments],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    assert "one fsspec stream" in done.stdout
-    assert "ratio" in done.stdout
+    said = bench("remote_reading.py", "--latency", "0.001", "--mib", "3")
+    assert "one fsspec stream" in said
+    assert "ratio" in said
