@@ -116,7 +116,7 @@ def test_a_line_that_stays_dark_is_given_up(
         if when == "amid":
             stream.read(MIB)
         proxy.go_dark(1000)
-        with pytest.raises(TimeoutError, match=rf"s3://bucket/.*a\.tar came too slowly: \d+ of {40 * MIB} bytes after 2 s"):
+        with pytest.raises(TimeoutError, match=rf"a\.tar came too slowly: \d+ of {40 * MIB} bytes after 2 s"):
             stream.read()
     assert time.monotonic() - begun < 10
     proxy.go_dark(0)
