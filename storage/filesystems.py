@@ -19,7 +19,6 @@ _EXTRAS = {
     "https": "http",
 }
 
-
 _S3_LIMITS = {"connect_timeout": 10, "read_timeout": 20}
 """Seconds; botocore's own minute for each try would make an hour of a store that does not answer."""
 

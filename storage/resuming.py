@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from .readahead import ReadAhead
-from .redact import redact, redact_url
+from .redact import redact
 from .retries import one_line, retry
-from .sources import open_source
+from .sources import open_source, shown_url
 
 
 class ResumingStream(io.RawIOBase):
@@ -92,7 +92,7 @@ class ResumingStream(io.RawIOBase):
         try:
             yield
         except OSError as error:
-            url = redact_url(str(self._place[0].unstrip_protocol(self._path)))
+            url = shown_url(self._place[0], self._path)
             if url in str(error) or type(error).__module__ != "builtins":
                 raise
             raise type(error)(f"{url}: {one_line(error)}") from error

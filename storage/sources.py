@@ -41,7 +41,7 @@ class Source:
 
     def __init__(self, fs: Any, path: str, size: int, tag: str = "") -> None:
         self.fs, self.path, self.size, self.tag = fs, path, size, tag
-        self.url = redact_url(str(fs.unstrip_protocol(path)))
+        self.url = shown_url(fs, path)
 
     def check(self) -> None:
         """Ask which version is there; ReplacedError where it is another."""
@@ -198,6 +198,11 @@ def open_source(fs: Any, path: str, size: int, tag: str) -> Source:
         source = Sequential(fs, path, size, tag)
         retry(source.check)
     return source
+
+
+def shown_url(fs: Any, path: str) -> str:
+    """Return the URL of a file as messages name it, without credentials."""
+    return redact_url(str(fs.unstrip_protocol(path)))
 
 
 def _range(start: int, end: int) -> str:

@@ -2,9 +2,9 @@
 
 Usage: remote_reading.py [--latency SECONDS] [--window BYTES] [--mib N] [--rounds N]
 
-Store and line are processes of their own; each answer waits for the latency, and a connection carries at
-most a window of bytes in each latency, as TCP does. Both readers take 1 MiB at a time and do
-nothing with it. MiB a second; medians and spreads of rounds that take turns.
+Store and line are processes of their own; each answer waits for the latency, and a connection carries at most a window
+of bytes in each latency, as TCP does. Both readers take 1 MiB at a time and do nothing with it. MiB a second; medians
+and spreads of rounds that take turns.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from tilecov.storage.streams import open_shard
 
 MIB = 1 << 20
 LINE = """
-import sys, time
+import sys
 from faultproxy import FaultProxy, Faults
 with FaultProxy(int(sys.argv[1])).running() as proxy:
     proxy.faults = Faults(latency=float(sys.argv[2]), window=int(sys.argv[3]))
