@@ -15,7 +15,7 @@ from .errors import SampleError, ShardError
 from .images import MAX_PIXELS, declared_size
 from .job import Job
 from .rows import Kind, RowSpec, kind_of
-from .shards import Sample, expand, samples
+from .shards import Sample, samples
 
 LOOKED_AT = 64
 """Samples at the head of the first good shard that are read before a plan is made."""
@@ -54,11 +54,6 @@ class DatasetFacts:
         return sum(shard.size for shard in self.shards)
 
 
-def find_shards(job: Job) -> tuple[Shard, ...]:
-    """List the shards of ``job``; FileNotFoundError or ValueError where there are none or one is named twice."""
-    return tuple(list_shards(expand(job.shards), job.storage_options))
-
-
 def inspect(job: Job, shards: Sequence[Shard] | None = None) -> DatasetFacts:
     """List the shards and look at the first samples.
 
@@ -67,7 +62,7 @@ def inspect(job: Job, shards: Sequence[Shard] | None = None) -> DatasetFacts:
     ShardError, SampleError
         Where no shard has a sample that becomes a row, or the first bad one where ``job`` does not skip.
     """
-    shards = tuple(find_shards(job) if shards is None else shards)
+    shards = tuple(list_shards(job.shards, job.storage_options) if shards is None else shards)
     problem: Exception = ShardError(
         shards[0].url, f"no file of {';'.join(job.image_key)} in any sample; see --image-key"
     )

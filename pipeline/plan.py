@@ -3,7 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
+from threading import Thread
 from typing import TYPE_CHECKING, Any
+
+from tilecov.storage.listing import list_shards
 
 from .costs import CERTIFICATE_BYTES, DECODE_BYTES, Costs, StagePlan, tile_of, tiles_of, upper_entries
 from .errors import DoesNotFitError
@@ -117,10 +121,7 @@ def plan(job: Job, facts: "DatasetFacts | None" = None, machine: Machine | None 
     DoesNotFitError
         Where no way keeps inside the memory or the disk; names both sizes and the option to change.
     """
-    if facts is None:
-        from .facts import inspect
-
-        facts = inspect(job)
+    facts = facts or _gather(job)
     machine = machine or measure(job.device, job.out)
     costs = Costs(job, facts, machine)
     chosen = _Choice(costs, job.memory or int(machine.memory * DEFAULT_SHARE / job.workers))
@@ -131,6 +132,19 @@ def plan(job: Job, facts: "DatasetFacts | None" = None, machine: Machine | None 
             "another --out, a smaller --resolution or --rank"
         )
     return planned
+
+
+def _gather(job: Job) -> "DatasetFacts":
+    # The import of torch takes seconds, and so does a long listing: the one need not wait for the other.
+    importing = Thread(target=import_module, args=("torch",))
+    importing.start()
+    try:
+        shards = list_shards(job.shards, job.storage_options)
+    finally:
+        importing.join()
+    from .facts import inspect
+
+    return inspect(job, shards)
 
 
 def make_units(sizes: Sequence[int], target: int, workers: int) -> tuple[Span, ...]:

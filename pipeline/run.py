@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tilecov.storage.lease import NAME as LEASE
 from tilecov.storage.lease import LeaseHeldError, lease
-from tilecov.storage.listing import Shard
+from tilecov.storage.listing import Shard, list_shards
 from tilecov.storage.objects import Folder
 from tilecov.storage.redact import redact, redact_url
 from tilecov.storage.runs import FORMAT, LEDGER, WORK, RunFolder, now, versions
@@ -46,10 +46,8 @@ def run(job: Job, observer: Observer | None = None) -> Manifest:
     """
     if job.out is None:
         raise ValueError("a run needs a folder: --out RUN")
-    from .facts import find_shards
-
     folder = RunFolder(Folder(job.out, job.storage_options))
-    shards = find_shards(job)
+    shards = tuple(list_shards(job.shards, job.storage_options))
     return go_on(job, shards, folder, lambda: _begin(job, shards, folder), observer or Observer())
 
 

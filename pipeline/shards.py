@@ -1,7 +1,7 @@
 """Shards to samples, in WebDataset's conventions.
 
-Which URLs a pattern means, what of a file name is key and what extension, and which files are metadata is decided by
-webdataset itself; the tar is walked by `tilecov.storage.tar`, several times as fast as by Python's ``tarfile``.
+What of a file name is key and what extension, and which files are metadata is decided by webdataset itself; the tar is
+walked by `tilecov.storage.tar`, several times as fast as by Python's ``tarfile``.
 """
 
 import math
@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import fsspec
 from webdataset.handlers import reraise_exception
-from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext, meta_prefix, meta_suffix
 
-from tilecov.storage.redact import redact
 from tilecov.storage.tar import CHUNK_BYTES, Member, TarError, members
 
 # The files that webdataset's tar_file_iterator leaves out before it groups: "__NAME__", and all below such a folder.
@@ -59,39 +57,6 @@ class Refused:
 
     key: str
     reason: str
-
-
-def expand(patterns: str | Iterable[str]) -> list[str]:
-    """Expand brace ranges and ``::`` lists by webdataset's own rules; order and duplicates are kept.
-
-    Because ``::`` separates URLs, fsspec's chained URLs cannot be written here.
-
-    Raises
-    ------
-    ValueError
-        For a ``pipe:`` URL (it would run a shell), an empty URL, unbalanced braces and an unset ``${NAME}`` (webdataset
-        reads it from the environment variable ``WDS_NAME``).
-    """
-    urls = [url for pattern in ([patterns] if isinstance(patterns, str) else patterns) for url in _expand_one(pattern)]
-    for url in urls:
-        if not url.strip():
-            raise ValueError("A shard URL is empty; look for a stray '::' or ',' in the pattern.")
-        if url.strip().lower().startswith("pipe:"):
-            raise ValueError(f"{redact(url)!r} would run a shell, which is refused; give a path or an fsspec URL.")
-    return urls
-
-
-def _expand_one(pattern: str) -> list[str]:
-    try:
-        return cast("list[str]", expand_urls(pattern))
-    except (AssertionError, KeyError) as error:
-        raise ValueError(
-            f"{redact(pattern)!r} cannot be expanded: {redact(str(error))}; set it, or write the value out."
-        ) from error
-    except ValueError as error:
-        raise ValueError(
-            f"{redact(pattern)!r} cannot be expanded: {redact(str(error))}; write ranges as {{000..099}}."
-        ) from error
 
 
 def samples(

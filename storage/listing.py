@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from .filesystems import file_system
 from .objects import absolute
+from .patterns import expand
 from .redact import has_query, redact, redact_url
 from .retries import retry
 from .versions import tag_of
@@ -55,13 +56,14 @@ class Shard:
         return f"{then}, {self.size} bytes, version {self.tag} now"
 
 
-def list_shards(urls: Sequence[str], options: Mapping[str, Any] | None = None) -> list[Shard]:
-    """List the shards that URLs, globs and folders name, in the order given and by name inside a glob or folder.
+def list_shards(patterns: str | Iterable[str], options: Mapping[str, Any] | None = None) -> list[Shard]:
+    """List the shards that patterns name, in the order given and by name inside a glob or folder.
 
     Parameters
     ----------
-    urls : sequence of str
-        Paths or fsspec URLs, brace ranges already expanded. A folder (or prefix) stands for the ``.tar`` files in it.
+    patterns : str or iterable of str
+        Paths, globs and fsspec URLs, which may have brace ranges (`patterns.expand`). A folder (or prefix) stands for
+        the ``.tar`` files in it.
     options : mapping, optional
         For fsspec's file system.
 
@@ -70,9 +72,9 @@ def list_shards(urls: Sequence[str], options: Mapping[str, Any] | None = None) -
     FileNotFoundError
         Where a URL does not exist or a glob matches nothing.
     ValueError
-        Where one shard is named twice, since its rows would be counted twice.
+        Where a pattern cannot be expanded, or one shard is named twice, since its rows would be counted twice.
     """
-    shards = list(_find_all([absolute(url) for url in urls], dict(options or {})))
+    shards = list(_find_all([absolute(url) for url in expand(patterns)], dict(options or {})))
     twice = [url for url, count in Counter(shard.url for shard in shards).items() if count > 1]
     if twice:
         times = sum(shard.url == twice[0] for shard in shards)

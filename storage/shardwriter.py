@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from webdataset import TarWriter
-from webdataset.shardlists import expand_urls
 
 from .objects import Folder
+from .patterns import expand
 
 Sample = Mapping[str, bytes | str]
 """``__key__`` and, by extension, the bytes of each file: WebDataset's sample."""
@@ -62,12 +62,10 @@ def lay_out(shards: str, samples: int, per_shard: int = PER_SHARD) -> list[tuple
 
 def _expand(shards: str) -> list[str]:
     try:
-        urls = [str(url) for url in expand_urls(shards)]
-    except (ValueError, AssertionError) as error:  # unbalanced braces; ${NAME} that the environment lacks
+        urls = expand(shards)
+    except ValueError as error:
         raise ValueError(f"{shards!r} names no shards ({error}); {_WAYS}") from error
     for url in urls:
-        if url.startswith("pipe:"):
-            raise ValueError(f"{url!r} would run a shell; {_WAYS}")
         if not url.endswith(".tar") or re.search(r"[{}*]|(^|/)\.tar$", url):
             raise ValueError(f"{url!r} is no shard that can be written; {_WAYS}")
         if urls.count(url) > 1:

@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -373,6 +374,24 @@ def test_the_refusal_says_how_often(tmp_path: Path, times: int) -> None:
     path = put(str(tmp_path / "a.tar"))
     with pytest.raises(ValueError, match=rf"named {times} times"):
         list_shards([path] * times)
+
+
+# --- many
+
+
+@pytest.mark.parametrize("named", ["bucket://b/many/x-{00000..19999}.tar", "bucket://b/many", "bucket://b/many/*.tar"])
+def test_twenty_thousand_shards_are_one_listing_and_little_memory(named: str, bucket: type[Bucket]) -> None:
+    bucket.objects.update({f"b/many/x-{i:05d}.tar": i for i in range(20_000)})
+    tracemalloc.start()
+    try:
+        shards = list_shards(named, TOKEN)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [shard.size for shard in shards] == list(range(20_000))
+    assert [request for request in bucket.requests if request.startswith("list")] == ["list b/many"]
+    assert len(bucket.requests) <= 2
+    assert peak < 100 << 20
 
 
 # --- options
