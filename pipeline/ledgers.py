@@ -28,9 +28,10 @@ def combine(read: Iterable[tuple[int, Iterable[Line]]], *, allow_duplicates: boo
         for line in ledger:
             found = lines.setdefault(line["url"], [])
             if sign < 0:
-                if line not in found:
+                same = next((there for there in found if _is_same(there, line)), None)
+                if same is None:
                     raise OtherJobError(f"{line['url']} is not among the runs added, as it was read")
-                found.remove(line)
+                found.remove(same)
             elif found and not allow_duplicates:
                 raise OtherJobError(
                     f"{line['url']} was read by two of the runs, its {line['used']} rows would count twice; "
@@ -39,3 +40,8 @@ def combine(read: Iterable[tuple[int, Iterable[Line]]], *, allow_duplicates: boo
             else:
                 found.append(line)
     return [line for found in lines.values() for line in found]
+
+
+def _is_same(there: Line, line: Line) -> bool:
+    """Return whether two lines agree in all that both say; ledgers of earlier versions say less."""
+    return all(there[name] == line[name] for name in there.keys() & line.keys())

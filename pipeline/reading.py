@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from tilecov.storage.checksums import Checksummed
 from tilecov.storage.listing import Shard
 from tilecov.storage.streams import open_shard
 from tilecov.storage.tar import TarError
@@ -46,6 +47,8 @@ class ShardTally:
     skipped : list of (key, reason)
     error : str or None
         Why the rest of the shard could not be read (``--on-error skip``).
+    crc32 : int or None
+        Of all bytes of the shard; None where not all of them were read.
     """
 
     shard: Shard
@@ -54,12 +57,13 @@ class ShardTally:
     passed_over: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     error: str | None = None
+    crc32: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the ledger's line."""
         counts = {"samples": self.samples, "used": self.used, "passed_over": self.passed_over}
         skipped = [{"key": key, "reason": reason} for key, reason in sorted(self.skipped)]
-        return {**self.shard.as_dict(), **counts, "skipped": skipped, "error": self.error}
+        return {**self.shard.as_dict(), "crc32": self.crc32, **counts, "skipped": skipped, "error": self.error}
 
 
 _LARGE = threading.Lock()
@@ -226,9 +230,12 @@ class BlockReader:
         """Yield the wanted samples of a shard and count the others."""
         spec, url = self._reading.spec, tally.shard.url
         try:
-            with open_shard(tally.shard, self._reading.options) as stream:
+            with open_shard(tally.shard, self._reading.options) as opened:
+                stream = Checksummed(opened)
                 beside = spec.grouping.companion if spec.grouping else ""
-                for item in samples(stream, spec.image_keys, max_bytes=spec.max_sample, companion=beside):
+                for item in samples(
+                    cast("BinaryIO", stream), spec.image_keys, max_bytes=spec.max_sample, companion=beside
+                ):
                     tally.samples += 1
                     if isinstance(item, Sample):
                         yield item
@@ -236,6 +243,7 @@ class BlockReader:
                         tally.passed_over += 1
                     else:
                         self._refuse(tally, item)
+                tally.crc32 = stream.crc32()
         except TarError as error:
             if not self._reading.skip:
                 raise ShardError(url, str(error)) from error

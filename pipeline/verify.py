@@ -13,6 +13,7 @@ from tilecov.storage.tiling import Tiling
 
 from . import certificate
 from .export import read_vector_file, transposes_differ
+from .grouping import folder_name
 from .job import RANGES
 from .moments import moments_digest
 from .momentstore import MomentsStore
@@ -105,20 +106,38 @@ def _measure_alone(
 def _check_moments(run: RunFolder, manifest: dict[str, Any]) -> Iterator[str]:
     for inside, name in (("", "moments_digest"), ("augmented", "augmented_digest")):
         if name in manifest:
-            store = MomentsStore.open(run, inside)
-            digest = moments_digest(store.tiling, store.count, store.sum, store.gram.read)
-            if digest != manifest[name]:
-                yield f"moments.zarr has digest {digest} and run.json says {manifest[name]}"
+            yield from _check_digest(MomentsStore.open(run, inside), "moments.zarr", "run.json", manifest[name])
+    for group in _groups(manifest):
+        store = MomentsStore.open(run, group)
+        yield from _check_digest(store, f"moments.zarr/{group}", "its commit", store.digest)
+
+
+def _check_digest(store: MomentsStore, name: str, source: str, wanted: str) -> Iterator[str]:
+    found = moments_digest(store.tiling, store.count, store.sum, store.gram.read)
+    if found != wanted:
+        yield f"{name} has digest {found} and {source} says {wanted}"
+
+
+def _groups(manifest: dict[str, Any]) -> list[str]:
+    return [f"groups/{folder_name(label)}" for label in manifest.get("groups", {})]
 
 
 def _check_statistics(run: RunFolder, manifest: dict[str, Any]) -> Iterator[str]:
-    """Compare mean and covariance with what the moments finalise to, to the last bits of the stored dtype."""
+    """Compare each mean and covariance with what the moments finalise to, to the last bits of the stored dtype."""
+    root = open_group(run.folder(STATISTICS))
+    yield from _check_group(root, MomentsStore.open(run, "augmented" if manifest["job"]["augment"] else ""), manifest)
+    for name in _groups(manifest):
+        store = MomentsStore.open(run, name)
+        if store.count > 1:
+            yield from _check_group(root[name], store, manifest)
+
+
+def _check_group(group: Any, store: MomentsStore, manifest: dict[str, Any]) -> Iterator[str]:
     exact = manifest["dataset"]["kind"] == "uint8"
     scale, offset = RANGES[manifest["job"]["range"]] if exact else (1.0, 0.0)
-    store = MomentsStore.open(run, "augmented" if manifest["job"]["augment"] else "")
-    group = open_group(run.folder(STATISTICS))
+    where = f"{STATISTICS}{group.name}".rstrip("/")
     if not np.allclose(read_vector(group, "mean"), store.mean(scale, offset), rtol=1e-15, atol=1e-15):
-        yield "the mean in statistics.zarr is not that of the moments"
+        yield f"the mean in {where} is not that of the moments"
     if not manifest["job"].get("covariance", True):
         return
     source, stored = store.covariance(scale), TileMatrix.open(group, "covariance")
@@ -128,7 +147,7 @@ def _check_statistics(run: RunFolder, manifest: dict[str, Any]) -> Iterator[str]
         for found, wanted in ((stored.read(i, j), tile), (stored.read(j, i), tile.T)):
             worst = float(np.max(np.abs(found - wanted)))
             if not worst <= allowed * max(1e-300, float(np.max(np.abs(wanted)))):
-                yield f"tile ({i}, {j}) of the covariance differs by {worst:.2e} from that of the moments"
+                yield f"tile ({i}, {j}) of the covariance in {where} differs by {worst:.2e} from that of the moments"
 
 
 def _check_files(run: RunFolder, manifest: dict[str, Any]) -> Iterator[str]:
@@ -148,3 +167,15 @@ def _check_files(run: RunFolder, manifest: dict[str, Any]) -> Iterator[str]:
     mean = read_vector(open_group(run.folder(STATISTICS)), "mean")
     if not np.allclose(read_vector_file(folder, "mean.pt"), mean, rtol=1e-6, atol=1e-6):
         yield "mean.pt is not the mean in statistics.zarr"
+    yield from _check_spectrum(run, files["U.pt"], read_vector_file(folder, "LA.pt"))
+
+
+def _check_spectrum(run: RunFolder, u: TensorFile, values: Array) -> Iterator[str]:
+    """Compare the eigenvalues and eigenvectors in Zarr with the files made of them, rounding included."""
+    group = open_group(run.folder(STATISTICS))
+    if not np.array_equal(read_vector(group, "eigenvalues").astype(np.float32), values):
+        yield f"the eigenvalues in {STATISTICS} are not those of LA.pt"
+    vectors = TileMatrix.open(group, "eigenvectors")
+    for i, (rows, slab) in enumerate(u.rows(vectors.rows.tile)):
+        if not np.array_equal(vectors.read_band(i).astype(np.float32, copy=False), slab):
+            yield f"rows {rows.start} to {rows.stop} of the eigenvectors in {STATISTICS} are not those of U.pt"

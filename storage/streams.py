@@ -9,6 +9,7 @@ from fsspec.implementations.local import LocalFileSystem
 from .filesystems import file_system
 from .listing import Shard
 from .resuming import ResumingStream
+from .versions import ReplacedError, tag_of
 
 
 @contextmanager
@@ -18,13 +19,24 @@ def open_shard(shard: Shard, options: Mapping[str, Any]) -> Iterator[BinaryIO]:
     Raises
     ------
     ReplacedError
-        While reading or at the end, where a shard of an object store is not the version listed.
+        While reading or at the end, where the shard is not the version listed.
     """
     fs, path = file_system(shard.address or shard.url, options)
     if isinstance(fs, LocalFileSystem):
         with open(path, "rb") as stream:  # noqa: PTH123  (what fsspec would do, without its layers)
             yield stream
+        _check_local(fs, path, shard)
         return
     with ResumingStream(fs, path, shard.size, shard.tag) as resuming:
         yield cast("BinaryIO", resuming)
         resuming.check()  # a tar may end before its file does
+
+
+def _check_local(fs: LocalFileSystem, path: str, shard: Shard) -> None:
+    """Raise ReplacedError where a local file was changed since it was listed; while it is read nobody locks it."""
+    info = fs.info(path)
+    if (info["size"], tag_of(info)) != (shard.size, shard.tag):
+        raise ReplacedError(
+            f"{shard.url} was changed while it was read: {shard.size} bytes, version {shard.tag} when it was listed, "
+            f"{info['size']} bytes, version {tag_of(info)} now; run again when nothing writes to it"
+        )

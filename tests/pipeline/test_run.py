@@ -1,6 +1,7 @@
 """The whole job, against independent arithmetic."""
 
 import json
+import zlib
 from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
@@ -133,8 +134,8 @@ def test_the_ledger_has_a_line_a_shard(tmp_path: Path) -> None:
     )
     manifest = run(job)
     lines = [json.loads(line) for line in (tmp_path / "run" / "ledger.jsonl").read_text().splitlines()]
-    assert [(line["url"], line["size"]) for line in lines] == [
-        (str(path), path.stat().st_size) for path in (good, mixed)
+    assert [(line["url"], line["size"], line["crc32"]) for line in lines] == [
+        (str(path), path.stat().st_size, zlib.crc32(path.read_bytes())) for path in (good, mixed)
     ]
     assert [(line["samples"], line["used"], line["passed_over"]) for line in lines] == [(2, 2, 0), (4, 2, 1)]
     assert [item["key"] for item in lines[1]["skipped"]] == ["broken"]
@@ -192,6 +193,9 @@ def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path, shards: Sha
         (lambda out: flip_byte(out / "artifacts" / "Vh.pt", 2000), "Vh.pt"),
         (lambda out: flip_byte(out / "moments.zarr" / "gram" / "c" / "0" / "0", 40), "digest"),
         (lambda out: flip_byte(out / "statistics.zarr" / "covariance" / "c" / "0" / "0", 43), "covariance"),
+        (lambda out: flip_byte(out / "statistics.zarr" / "mean" / "c" / "0", 46), "mean"),
+        (lambda out: flip_byte(out / "statistics.zarr" / "eigenvalues" / "c" / "0", 6), "eigenvalues"),
+        (lambda out: flip_byte(out / "statistics.zarr" / "eigenvectors" / "c" / "0" / "0", 43), "rows 0 to 192 of"),
         (lambda out: (out / "artifacts" / "LA.pt").unlink(), "missing"),
     ],
 )
@@ -200,6 +204,22 @@ def test_verify_sees_damage(tmp_path: Path, shards: Shards, damage: Callable[[Pa
     damage(tmp_path / "run")
     _, breaches = verify(RunFolder(Folder(str(tmp_path / "run"))))
     assert any(says in breach for breach in breaches), breaches
+
+
+@pytest.mark.parametrize(
+    ("damaged", "says"),
+    [
+        ("moments.zarr/groups/0/gram/c/0/0", "moments.zarr/groups/0 has digest"),
+        ("statistics.zarr/groups/1/mean/c/0", "the mean in statistics.zarr/groups/1"),
+        ("statistics.zarr/groups/1/covariance/c/0/0", "covariance in statistics.zarr/groups/1"),
+    ],
+)
+def test_verify_sees_damage_in_groups(tmp_path: Path, shards: Shards, damaged: str, says: str) -> None:
+    run(Job(shards=tuple(shards()), resolution=4, out=str(tmp_path / "run"), group_by=r"(\d)$", rank=0))
+    folder = RunFolder(Folder(str(tmp_path / "run")))
+    assert verify(folder)[1] == []
+    flip_byte(tmp_path / "run" / damaged, 46)
+    assert any(says in breach for breach in verify(folder)[1])
 
 
 def flip_byte(path: Path, offset: int) -> None:
