@@ -55,7 +55,7 @@ class KrylovState:
             "values": partial.write(f"values-{self._saves}", progress.values.cpu().numpy()),
             "numbers": {name: getattr(progress, name) for name in ("passes", "drawn", "due", "squares")},
         }
-        self._run.commit(_STAGE, _TASK, record)
+        self._run.renew(_STAGE, _TASK, record)
         for piece in dropped:
             partial.folder.remove(piece["record"]["name"])
         for name in ("coupling", "values") if self._saves > 1 else ():

@@ -68,6 +68,7 @@ def go_on(job: Job, shards: tuple[Shard, ...], folder: RunFolder, begin: Any, ob
             else:
                 check_same(manifest, job, folder.url)
                 observer.note(f"resuming {folder.url}")
+                folder.sweep()
             todo = remaining(job, shards, manifest)
             _check_shards(manifest, shards, folder)
             return _carry_out(job, todo, folder, manifest, observer)

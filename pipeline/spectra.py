@@ -123,7 +123,7 @@ def band(context: Context) -> None:
 
     def commit(name: str, record: dict[str, Any]) -> None:
         nonlocal last
-        context.run.commit("band", name, record)
+        context.run.renew("band", name, record)
         last = time.monotonic()
 
     committed = context.run.commits("band")

@@ -83,11 +83,12 @@ class Task:
         return FloatAccumulator(self.tiling, pairs, torch.tensor(origin), choose_device(self.device))
 
     def commit(self, started: float, record: Record) -> Record:
-        """Make the task's result count; return its record."""
+        """Make the task's result count; return the record that does, which is another attempt's if that was first."""
         seconds = round(time.perf_counter() - started, 3)
-        record = {"seconds": seconds, "peak_memory": peak_bytes(), **record}
-        self.folder.commit(self.stage, self.name, record)
-        return record
+        kept = self.folder.commit(self.stage, self.name, {"seconds": seconds, "peak_memory": peak_bytes(), **record})
+        if "prefix" in record and kept["prefix"] != record["prefix"]:
+            self.folder.root.remove(record["prefix"])
+        return kept
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -181,8 +181,12 @@ class Folder:
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         try:
-            beside.write_bytes(data)
+            with beside.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
             os.link(beside, target)  # a link, unlike a rename, fails where the name is taken
+            _sync(target.parent)
         finally:
             beside.unlink(missing_ok=True)
 

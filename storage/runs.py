@@ -1,6 +1,7 @@
 """A run's folder: its manifest, its commits and its ledger."""
 
 import json
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ STATISTICS = "statistics.zarr"
 MOMENTS = "moments.zarr"
 ARTIFACTS = "artifacts"
 WORK = "work"
+
+_ATTEMPT = re.compile(r".+-[0-9a-f]{12}")  # as `fresh` names them
 
 
 class OtherFormatError(ValueError):
@@ -76,8 +79,23 @@ class RunFolder:
         """Write the manifest, all at once."""
         self.root.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
 
-    def commit(self, stage: str, task: str, record: Mapping[str, Any]) -> None:
-        """Make a task's result count: one small file, written last."""
+    def commit(self, stage: str, task: str, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Make a task's result count: one small file, written last, by whoever is first.
+
+        Returns
+        -------
+        dict
+            The record that counts: of another attempt at the task, where that was first.
+        """
+        name = f"{WORK}/commits/{stage}/{task}.json"
+        try:
+            self.root.create(name, json.dumps(record).encode())
+        except FileExistsError:
+            return dict(json.loads(self.root.read(name)))
+        return dict(record)
+
+    def renew(self, stage: str, task: str, record: Mapping[str, Any]) -> None:
+        """Replace what a task has committed, as its work goes on."""
         self.root.write(f"{WORK}/commits/{stage}/{task}.json", json.dumps(record).encode())
 
     def forget(self, stage: str, task: str = "") -> None:
@@ -93,6 +111,19 @@ class RunFolder:
     def fresh(self, stage: str, task: str) -> str:
         """Return the name of a folder that no attempt at the task has used."""
         return f"{WORK}/{stage}/{task}-{uuid.uuid4().hex[:12]}"
+
+    def sweep(self) -> None:
+        """Remove what attempts left behind that no commit names: those of a process that died."""
+        committed = "".join(
+            self.root.read(f"{WORK}/commits/{stage}/{name}").decode()
+            for stage in self.root.names(f"{WORK}/commits")
+            for name in self.root.names(f"{WORK}/commits/{stage}")
+            if name.endswith(".json")
+        )
+        for stage in self.root.names(WORK):
+            for attempt in filter(_ATTEMPT.fullmatch, self.root.names(f"{WORK}/{stage}")):
+                if attempt not in committed:
+                    self.root.remove(f"{WORK}/{stage}/{attempt}")
 
     def write_ledger(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Write the ledger, one JSON line a shard."""

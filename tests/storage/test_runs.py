@@ -145,10 +145,36 @@ def test_stages_do_not_mix(run: RunFolder) -> None:
     assert run.commits("m") == {}
 
 
-def test_the_last_commit_of_a_task_counts(run: RunFolder) -> None:
+def test_the_first_commit_of_a_task_counts(run: RunFolder) -> None:
     for attempt in range(3):
-        run.commit("moments", "0000", {"attempt": attempt})
-    assert run.commits("moments") == {"0000": {"attempt": 2}}
+        assert run.commit("moments", "0000", {"attempt": attempt}) == {"attempt": 0}
+    assert run.commits("moments") == {"0000": {"attempt": 0}}
+
+
+def test_of_many_attempts_at_once_one_counts(run: RunFolder) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        told = list(pool.map(lambda attempt: run.commit("moments", "0000", {"attempt": attempt}), range(8)))
+    assert all(record == told[0] for record in told)
+    assert run.commits("moments") == {"0000": told[0]}
+
+
+def test_a_renewed_commit_replaces_the_last(run: RunFolder) -> None:
+    for attempt in range(3):
+        run.renew("spectrum", "krylov", {"attempt": attempt})
+    assert run.commits("spectrum") == {"krylov": {"attempt": 2}}
+
+
+def test_sweeping_removes_what_no_commit_names(run: RunFolder) -> None:
+    kept, dead = run.fresh("moments", "00000"), run.fresh("moments", "00000")
+    for name in (f"{kept}/0/0-0", f"{dead}/0/0-0", "work/spectrum/band/panel-1", "work/rows/readme"):
+        run.root.write(name, b"x")
+    run.commit("moments", "00000", {"prefix": kept})
+    run.sweep()
+    assert run.root.exists(f"{kept}/0/0-0")
+    assert not run.root.exists(f"{dead}/0/0-0")
+    assert run.root.exists("work/spectrum/band/panel-1")
+    assert run.root.exists("work/rows/readme")
+    assert run.commits("moments") == {"00000": {"prefix": kept}}
 
 
 def test_a_commit_that_fails_does_not_count(run: RunFolder) -> None:
