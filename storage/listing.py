@@ -11,7 +11,7 @@ from .filesystems import file_system
 from .objects import absolute
 from .patterns import expand
 from .redact import has_query, redact, redact_url
-from .retries import retry
+from .retries import naming_refusals, retry
 from .versions import tag_of
 
 _MAGIC = "*?["
@@ -87,15 +87,16 @@ def _find_all(urls: Sequence[str], options: dict[str, Any]) -> Iterator[Shard]:
     listed: dict[str, dict[str, Any]] = {}
     for url in urls:
         parent = posixpath.dirname(url)
-        if _is_glob(url) or crowded[parent] < _LIST_FROM:
-            yield from _find(url, options)
-            continue
-        fs, path = file_system(url, options)
-        if parent not in listed:
-            listed[parent] = _listing(parent, options)
-        info = listed[parent].get(path)
-        # What the listing does not have is asked for by itself: it may be a folder, or the store lists nothing.
-        yield from [_shard(fs, info)] if info is not None else _find(url, options)
+        with naming_refusals(redact_url(url)):
+            if _is_glob(url) or crowded[parent] < _LIST_FROM:
+                yield from _find(url, options)
+                continue
+            fs, path = file_system(url, options)
+            if parent not in listed:
+                listed[parent] = _listing(parent, options)
+            info = listed[parent].get(path)
+            # What the listing does not have is asked for by itself: it may be a folder, or the store lists nothing.
+            yield from [_shard(fs, info)] if info is not None else _find(url, options)
 
 
 def _listing(url: str, options: dict[str, Any]) -> dict[str, Any]:

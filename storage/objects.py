@@ -6,7 +6,7 @@ import io
 import os
 import posixpath
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from .filesystems import file_system
 from .redact import redact_url
 from .resuming import ResumingStream
-from .retries import PRECONDITION_FAILED, retry, status_of
+from .retries import PRECONDITION_FAILED, T, naming_refusals, retry, status_of
 
 _SHOWS_UNFINISHED = {"memory", "sftp", "ssh", "ftp", "smb"}
 """Protocols where a file can be seen while it is written; object stores show it when its upload is complete."""
@@ -78,6 +78,11 @@ class Folder:
         """Return the path of ``name`` as the folder's file system writes it."""
         return posixpath.join(self._where[1], name) if name else self._where[1]
 
+    def _ask(self, call: Callable[[], T]) -> T:
+        """Return ``call()``, tried again where it fails in passing; a refusal is said with the folder's URL."""
+        with naming_refusals(self.url):
+            return retry(call)
+
     def folder(self, name: str) -> "Folder":
         """Return the folder ``name`` inside this one."""
         return Folder(posixpath.join(self.address.rstrip("/") or "/", name), self.options)
@@ -85,14 +90,14 @@ class Folder:
     def exists(self, name: str) -> bool:
         """Return whether there is a file or folder ``name``."""
         try:
-            retry(lambda: self.fs.info(self.path(name)))  # fsspec's exists() calls a busy store's file missing
+            self._ask(lambda: self.fs.info(self.path(name)))  # fsspec's exists() calls a busy store's file missing
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
 
     def read(self, name: str) -> bytes:
         """Return the bytes of file ``name``; FileNotFoundError where there is none."""
-        return cast("bytes", retry(lambda: self.fs.cat_file(self.path(name))))
+        return cast("bytes", self._ask(lambda: self.fs.cat_file(self.path(name))))
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
@@ -101,7 +106,7 @@ class Folder:
             with self.fs.open(self.path(name), "rb") as stream:
                 yield stream
             return
-        size = int(retry(lambda: self.fs.info(self.path(name)))["size"])
+        size = int(self._ask(lambda: self.fs.info(self.path(name)))["size"])
         with ResumingStream(self.fs, self.path(name), size) as stream:
             yield cast("BinaryIO", stream)
 
@@ -117,7 +122,7 @@ class Folder:
                 yield stream
             return
         if not self.is_local:
-            stream = retry(lambda: self.fs.open(self.path(name), "wb"))
+            stream = self._ask(lambda: self.fs.open(self.path(name), "wb"))
             try:
                 yield stream
             except BaseException:
@@ -148,9 +153,9 @@ class Folder:
             return
         beside = self.path(f"{posixpath.dirname(name)}/.{posixpath.basename(name)}.{uuid.uuid4().hex}.tmp".lstrip("/"))
         try:
-            with retry(lambda: self.fs.open(beside, "wb")) as stream:
+            with self._ask(lambda: self.fs.open(beside, "wb")) as stream:
                 yield stream
-            retry(lambda: self.fs.mv(beside, self.path(name)))
+            self._ask(lambda: self.fs.mv(beside, self.path(name)))
         finally:
             with contextlib.suppress(FileNotFoundError):
                 self.fs.rm_file(beside)
@@ -161,7 +166,7 @@ class Folder:
             with self.writing(name) as stream:
                 stream.write(data)
         else:
-            retry(lambda: self.fs.pipe_file(self.path(name), bytes(data)))
+            self._ask(lambda: self.fs.pipe_file(self.path(name), bytes(data)))
 
     def create(self, name: str, data: bytes) -> None:
         """Write file ``name`` if there is none; FileExistsError otherwise, also when two writers try at once.
@@ -170,7 +175,7 @@ class Folder:
         """
         if not self.is_local:
             try:
-                retry(lambda: self.fs.pipe_file(self.path(name), data, mode="create"))
+                self._ask(lambda: self.fs.pipe_file(self.path(name), data, mode="create"))
             except OSError as error:
                 if not isinstance(error, FileExistsError) and status_of(error) != PRECONDITION_FAILED:
                     raise
@@ -203,7 +208,7 @@ class Folder:
         """Return the names of what lies in the folder ``name``, sorted; none where it does not exist."""
         self.fs.invalidate_cache()
         try:
-            found = retry(lambda: self.fs.ls(self.path(name), detail=False))
+            found = self._ask(lambda: self.fs.ls(self.path(name), detail=False))
         except FileNotFoundError:
             return []
         return sorted(posixpath.basename(path.rstrip("/")) for path in found)
@@ -213,10 +218,10 @@ class Folder:
         with contextlib.suppress(FileNotFoundError):
             path = self.path(name)
             if self.is_local or not glob.has_magic(path):
-                retry(lambda: self.fs.rm(path, recursive=True))
+                self._ask(lambda: self.fs.rm(path, recursive=True))
                 return
-            for file in retry(lambda: self.fs.find(path)):  # elsewhere rm takes the name for a pattern
-                retry(lambda file=file: self.fs.rm_file(file))  # type: ignore[misc]
+            for file in self._ask(lambda: self.fs.find(path)):  # elsewhere rm takes the name for a pattern
+                self._ask(lambda file=file: self.fs.rm_file(file))  # type: ignore[misc]
 
 
 def _protocols(fs: Any) -> set[str]:

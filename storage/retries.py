@@ -148,6 +148,20 @@ def retry(call: Callable[[], T]) -> T:
     raise AssertionError
 
 
+@contextmanager
+def naming_refusals(url: str) -> Iterator[None]:
+    """Have a store's refusal name what it was about, and the way out; stores say no more than that they refuse."""
+    try:
+        yield
+    except PermissionError as error:
+        if error.filename:  # of a local file system, which names the file
+            raise
+        raise PermissionError(
+            f"{url}: the store refuses access ({one_line(error)}); check the credentials in --storage-options or the "
+            "environment, and what they may do"
+        ) from error
+
+
 async def retry_async(call: Callable[[], Awaitable[T]]) -> T:
     """Await ``call()`` as ``retry`` calls it."""
     begun = time.monotonic()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from engine import docker_engine  # noqa: F401  (the fixture `engine`, one for all tests)
 from PIL import Image
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "twemoji64"

@@ -1,6 +1,6 @@
-"""A shard read by tilecov beside one plain fsspec stream, from moto's S3 server behind a line with latency.
+"""A shard read by tilecov beside one plain fsspec stream, from an S3 store behind a line with latency.
 
-Usage: remote_reading.py [--latency SECONDS] [--window BYTES] [--mib N] [--rounds N]
+Usage: remote_reading.py [--store moto|ceph] [--latency SECONDS] [--window BYTES] [--mib N] [--rounds N]
 
 Store and line are processes of their own; each answer waits for the latency, and a connection carries at most a window
 of bytes in each latency, as TCP does. Both readers take 1 MiB at a time and do nothing with it. MiB a second; medians
@@ -20,8 +20,9 @@ from pathlib import Path
 import fsspec
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "servers"))
-from stores import moto
+sys.path[:0] = [str(Path(__file__).parents[1] / "servers"), str(Path(__file__).parents[1])]
+# ruff: noqa: E402  (the tests' own modules lie there)
+from stores import Store, moto
 
 from tilecov.storage.listing import list_shards
 from tilecov.storage.streams import open_shard
@@ -40,6 +41,7 @@ with FaultProxy(int(sys.argv[1])).running() as proxy:
 def main() -> None:
     """Print a table of rates and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", choices=("moto", "ceph"), default="moto", help="ceph takes a Docker engine")
     parser.add_argument("--latency", type=float, default=0.02)
     parser.add_argument("--window", type=int, default=1 << 16, help="0 for none (default: 65536, TCP without scaling)")
     parser.add_argument("--mib", type=int, default=16)
@@ -47,7 +49,7 @@ def main() -> None:
     options = parser.parse_args()
     data = np.random.default_rng(0).bytes(options.mib * MIB)
     rates: dict[str, list[float]] = {"tilecov": [], "one fsspec stream": []}
-    with tempfile.TemporaryDirectory() as folder, moto(Path(folder)) as store:
+    with tempfile.TemporaryDirectory() as folder, started(options.store, Path(folder)) as store:
         Path(folder, "shards").mkdir()
         Path(folder, "shards", "a.tar").write_bytes(data)
         store.put(Path(folder, "shards"), "bench")
@@ -67,13 +69,29 @@ def main() -> None:
             for _ in range(options.rounds):
                 rates["tilecov"].append(options.mib / seconds(ours, data))
                 rates["one fsspec stream"].append(options.mib / seconds(plain, data))
-    lines = [f"{options.mib} MiB, {1000 * options.latency:g} ms latency, window {options.window}, MiB a second"]
+    lines = [
+        f"{options.store}, {options.mib} MiB, {1000 * options.latency:g} ms latency, window {options.window}, MiB a second"
+    ]
     lines += [
         f"{name:20} {statistics.median(found):6.0f}  ({min(found):.0f} to {max(found):.0f})"
         for name, found in rates.items()
     ]
     ratio = statistics.median(ours / plain for ours, plain in zip(*rates.values(), strict=True))
     sys.stdout.write("\n".join([*lines, f"{'ratio':20} {ratio:6.1f}"]) + "\n")
+
+
+@contextmanager
+def started(name: str, folder: Path) -> Iterator[Store]:
+    """Run a store."""
+    if name == "moto":
+        with moto(folder) as store:
+            yield store
+        return
+    from cephstore import ceph
+    from engine import any_engine
+
+    with any_engine() as engine, ceph(engine) as store:
+        yield store
 
 
 def seconds(call: Callable[[], bytes], wanted: bytes) -> float:

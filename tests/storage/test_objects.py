@@ -1,15 +1,20 @@
 """Folder: names, reading, writing, listing and removing, the same on a disk, in memory and on an object store."""
 
+import errno
 import pickle
+import re
 import uuid
 from pathlib import Path
 
 import fsspec
 import pytest
 from buckets import NEW, Bucket, folder_anywhere  # noqa: F401  (the fixture `folder`)
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tilecov.storage.listing import list_shards
 from tilecov.storage.objects import Folder, absolute
 
 SECRET = "AKIA-do-not-show-me"
@@ -225,3 +230,36 @@ def test_unusual_names_are_names(folder: Folder) -> None:
         folder.write(name, name.encode())
     assert folder.names() == names
     assert [folder.read(name).decode() for name in names] == names
+
+
+# --- what a store refuses
+
+
+def refusing(*_: object, **__: object) -> None:
+    raise PermissionError("Forbidden")
+
+
+def test_a_refusal_names_the_folder_and_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", refusing)
+    said = re.escape(
+        "memory://refused: the store refuses access (Forbidden); check the credentials in --storage-options"
+    )
+    with pytest.raises(PermissionError, match=said):
+        Folder("memory://refused").read("a")
+
+
+def test_a_refused_shard_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryFileSystem, "info", refusing)
+    with pytest.raises(PermissionError, match=r"memory://refused/a\.tar: the store refuses access \(Forbidden\)"):
+        list_shards(["memory://refused/a.tar"])
+
+
+def test_a_file_that_this_machine_refuses_is_said_by_the_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/a")
+
+    monkeypatch.setattr(LocalFileSystem, "cat_file", refuse)
+    with pytest.raises(PermissionError, match="Permission denied: '/a'"):
+        Folder(str(tmp_path)).read("a")
