@@ -128,8 +128,9 @@ import_base() {
     *) echo "$name: there are stand-ins of ${BASES[*]}" >&2 && exit 2 ;;
     esac
     docker image inspect "$name" >/dev/null 2>&1 && return
-    # The packages that apt brings are not kept, nor are manuals: nobody reads them in an image.
-    quietly mmdebstrap --quiet --variant=minbase --include="ca-certificates $packages" --aptopt='Acquire::Check-Date "false"' \
+    # As small as the images it stands for: merged directories from the start (usrmerge would bring perl), no manuals.
+    quietly mmdebstrap --quiet --variant=minbase --include="usr-is-merged ca-certificates $packages" \
+        --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr --aptopt='Acquire::Check-Date "false"' \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' "$suite" "$root" "$(mirror)"
     machine_settings "$root"

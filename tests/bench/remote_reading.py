@@ -69,9 +69,8 @@ def main() -> None:
             for _ in range(options.rounds):
                 rates["tilecov"].append(options.mib / seconds(ours, data))
                 rates["one fsspec stream"].append(options.mib / seconds(plain, data))
-    lines = [
-        f"{options.store}, {options.mib} MiB, {1000 * options.latency:g} ms latency, window {options.window}, MiB a second"
-    ]
+    setting = f"{options.store}, {options.mib} MiB, {1000 * options.latency:g} ms latency, window {options.window}"
+    lines = [f"{setting}, MiB a second"]
     lines += [
         f"{name:20} {statistics.median(found):6.0f}  ({min(found):.0f} to {max(found):.0f})"
         for name, found in rates.items()
