@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from .errors import ClusterError
+from .machine import memory_bytes
 
 PATIENCE = 60.0
 """Seconds that a cluster may be without workers."""
@@ -110,6 +111,12 @@ class ClusterExecutor(Executor):
                 raise self._not_installed(worker, found)
             if not isinstance(found, Exception):  # a worker that was lost in between harms nobody
                 refuse_others(worker, versions_here(), found)
+
+    def memories(self) -> list[int]:
+        """Return the memory of each worker that is there now, bytes: its machine's or its container's."""
+        with self._answering():
+            answers = self._client.run(memory_bytes, on_error="return")
+        return [answer for answer in answers.values() if isinstance(answer, int)]
 
     def slots(self, note: Callable[[str], None]) -> int:
         """Return how many workers there are; wait where there are none.

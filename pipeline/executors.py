@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from .cluster import ANSWER, ClusterExecutor
 from .errors import ClusterError
 from .job import Job
-from .machine import cores
+from .machine import Machine, cores, measure
 
 ALLOWED_DEATHS = 3
 """Workers of this machine that may die of one task; only what ran on a worker is blamed for its death."""
@@ -85,6 +86,16 @@ def executor_of(job: Job) -> Iterator[TaskExecutor]:
             executor = ClusterExecutor(client, job.scheduler)
             executor.check_workers()
             yield executor
+
+
+def measure_for(job: Job, out: str | None) -> Machine:
+    """Measure the machine that a job is planned for: this one, with the memory of a scheduler's least worker."""
+    here = measure(job.device, out)
+    if job.scheduler is None:
+        return here
+    with executor_of(job) as executor:
+        memories = executor.memories() if isinstance(executor, ClusterExecutor) else []
+    return replace(here, memory=min([here.memory, *memories]), workers=len(memories))
 
 
 def _local_cluster(job: Job) -> Any:

@@ -38,6 +38,8 @@ class Machine:
         Bytes free where the run folder will be; None where it is no local folder.
     device : str
         The type of the job's device.
+    workers : int
+        Workers of a scheduler that are there; 0 without one.
     """
 
     cores: int
@@ -48,6 +50,7 @@ class Machine:
     disk: float
     disk_free: int | None = None
     device: str = "cpu"
+    workers: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
@@ -57,9 +60,10 @@ class Machine:
 def cores() -> int:
     """Return the processors that this process may use, a cgroup's quota counted in."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _read(_CGROUP / "cpu.max").split()
-    if len(quota) == 2 and quota[0].isdigit():
-        return max(1, min(allowed, -(-int(quota[0]) // int(quota[1]))))
+    old = [_read(_CGROUP / "cpu" / f"cpu.cfs_{name}_us") for name in ("quota", "period")]  # of cgroups of version 1
+    for quota in (_read(_CGROUP / "cpu.max").split(), old):
+        if len(quota) == 2 and all(number.isdigit() for number in quota):
+            return max(1, min(allowed, -(-int(quota[0]) // int(quota[1]))))
     return allowed
 
 

@@ -7,9 +7,9 @@ from tilecov.storage.objects import Folder
 from tilecov.storage.runs import RunFolder
 
 from .errors import OtherJobError
+from .executors import measure_for
 from .job import Job
 from .ledgers import combine
-from .machine import measure
 from .observer import Observer
 from .plan import plan
 from .run import Manifest, check_kinds, go_on, nothing_to_read, source_of, write_manifest
@@ -55,7 +55,7 @@ def merge(
 
     def begin() -> Manifest:
         facts = nothing_to_read(sources)
-        planned = plan(job, facts, measure(job.device, out))
+        planned = plan(job, facts, measure_for(job, out))
         manifest = write_manifest(folder, job, planned, sources, facts.kind, (), 0)
         manifest["dataset"] |= {"shards": len(ledger), "bytes": sum(line["size"] for line in ledger)}
         folder.save(manifest)

@@ -11,8 +11,9 @@ from tilecov.storage.listing import list_shards
 
 from .costs import CERTIFICATE_BYTES, DECODE_BYTES, Costs, StagePlan, tile_of, tiles_of, upper_entries
 from .errors import DoesNotFitError
+from .executors import measure_for
 from .job import Job
-from .machine import DEFAULT_SHARE, Machine, measure
+from .machine import DEFAULT_SHARE, Machine
 from .methods import Methods
 from .sizes import show_size
 
@@ -122,9 +123,10 @@ def plan(job: Job, facts: "DatasetFacts | None" = None, machine: Machine | None 
         Where no way keeps inside the memory or the disk; names both sizes and the option to change.
     """
     facts = facts or _gather(job)
-    machine = machine or measure(job.device, job.out)
+    machine = machine or measure_for(job, job.out)
     costs = Costs(job, facts, machine)
-    chosen = _Choice(costs, job.memory or int(machine.memory * DEFAULT_SHARE / job.workers))
+    sharing = 1 if machine.workers else job.workers  # workers of a scheduler have each their own memory
+    chosen = _Choice(costs, job.memory or int(machine.memory * DEFAULT_SHARE / sharing))
     planned = chosen.plan()
     if machine.disk_free is not None and planned.disk > machine.disk_free:
         raise DoesNotFitError(
@@ -177,7 +179,7 @@ class _Choice:
     def plan(self) -> Plan:
         costs, job = self.costs, self.costs.job
         chosen = Methods(costs, self.allowed).choose()
-        units = make_units([shard.size for shard in costs.facts.shards], self._unit_bytes(), job.workers)
+        units = make_units([shard.size for shard in costs.facts.shards], self._unit_bytes(), self._workers)
         strategy, block, side = self._strategy(chosen.method) if units else ("none", 0, 0)
         groups = tuple(make_groups(tiles_of(job.size), side)) if strategy == "staged" and job.covariance else ()
         stages = self._reading(strategy, block, side, groups, len(units))
@@ -196,6 +198,10 @@ class _Choice:
             chosen.method, chosen.precision, chosen.reason, chosen.width, chosen.slab, chosen.budget, self.allowed,
             tuple(stages),
         )  # fmt: skip
+
+    @property
+    def _workers(self) -> int:
+        return max(self.costs.job.workers, self.costs.machine.workers)
 
     def _reading(self, strategy: str, block: int, side: int, groups: Sequence[Any], units: int) -> list[StagePlan]:
         if strategy == "staged":

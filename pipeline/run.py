@@ -78,14 +78,14 @@ def go_on(job: Job, shards: tuple[Shard, ...], folder: RunFolder, begin: Any, ob
 
 def _begin(job: Job, shards: tuple[Shard, ...], folder: RunFolder) -> Manifest:
     """Plan the job, then write the manifest of a run that has just begun."""
+    from .executors import measure_for
     from .facts import inspect
-    from .machine import measure
 
     sources = [source_of(job.extend, job, 1)] if job.extend else []
     todo = new_to(sources, shards, job)
     facts = inspect(job, todo) if todo else nothing_to_read(sources)
     check_kinds([*sources, {"url": "the shards named", "kind": facts.kind}])
-    planned = plan(job, facts, measure(job.device, job.out))
+    planned = plan(job, facts, measure_for(job, job.out))
     return write_manifest(folder, job, planned, sources, facts.kind, shards, facts.samples)
 
 

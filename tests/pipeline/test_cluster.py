@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 from conftest import random_images, write_shards
 
-from tilecov.pipeline import Job, run
+from tilecov.pipeline import Job, plan, run
 from tilecov.pipeline.cli import run_safely
 from tilecov.pipeline.cluster import ClusterExecutor, refuse_others, versions_here
 from tilecov.pipeline.errors import ClusterError
 from tilecov.pipeline.executors import _devices, executor_of, run_all, worker_environments
 from tilecov.pipeline.observer import Observer
 
+memories = ClusterExecutor.memories
 LONG = 120.0  # seconds after which something that should happen has not
 PROCESS = """
 import sys
@@ -155,6 +156,18 @@ def test_workers_that_come_late_are_waited_for_and_used(tmp_path: Path, cluster:
     job = job_of(tmp_path, scheduler=cluster.address)
     assert run(job, Starting())["moments_digest"] == expected_of(tmp_path, job)
     assert notes == [f"waiting up to 60 s for workers of {cluster.address}"]
+
+
+def test_the_plan_keeps_inside_the_memory_of_the_least_worker(
+    tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.worker()
+    cluster.worker()
+    cluster.wait_for_workers(2)
+    monkeypatch.setattr(ClusterExecutor, "memories", lambda self: [3 << 30, len(memories(self)) << 30])
+    planned = plan(job_of(tmp_path, scheduler=cluster.address))
+    assert planned.memory == int(0.8 * (2 << 30))
+    assert len(planned.units) == 2
 
 
 def test_without_workers_it_ends_with_one_line(tmp_path: Path, cluster: Cluster) -> None:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes a Ceph cluster of one monitor and one OSD, whose objects lie in memory, and serves S3 from it on port 7480.
 #
-# S3_KEY and S3_SECRET are the credentials of the one user; both have defaults, this is for tests alone.
+# S3_CREDENTIALS names a file like ~/.aws/credentials with the key and secret of the one user, S3_BUCKET a bucket that
+# is there from the start. /run/ready appears when everything is.
 set -euo pipefail
 
 readonly address=127.0.0.1 data=/var/lib/ceph port=7480
@@ -58,9 +59,23 @@ make_osd() {
     return 1
 }
 
+credential() {
+    awk -F ' *= *' -v name="$1" '$1 == name { print $2; exit }' "$S3_CREDENTIALS"
+}
+
+# In the background, while the gateway takes the place of this shell.
+make_bucket() {
+    local url="http://127.0.0.1:$port" user
+    until curl --silent --output /dev/null "$url"; do sleep 0.2; done
+    user="$(credential aws_access_key_id):$(credential aws_secret_access_key)"
+    [[ -z ${S3_BUCKET:-} ]] || curl --silent --fail --aws-sigv4 aws:amz:us-east-1:s3 --config - --request PUT "$url/$S3_BUCKET" <<<"user = \"$user\""
+    touch /run/ready
+}
+
 make_monitor
 make_osd
 timeout 120 radosgw-admin user create --uid=tests --display-name=tests \
-    --access-key="${S3_KEY:-tilecov-key-id}" --secret-key="${S3_SECRET:-tilecov-secret-value}" >/dev/null
+    --access-key="$(credential aws_access_key_id)" --secret-key="$(credential aws_secret_access_key)" >/dev/null
+make_bucket &
 exec radosgw -f --name client.admin --keyring=/etc/ceph/ceph.client.admin.keyring --no-mon-config --log-to-stderr=true \
     --rgw-frontends="beast endpoint=0.0.0.0:$port"
