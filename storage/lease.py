@@ -36,7 +36,7 @@ def lease(folder: Folder, lifetime: float = LIFETIME, renewal: float = RENEWAL) 
     LeaseHeldError
         Where another process holds it.
     """
-    owner = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
+    owner = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
     _take(folder, owner, lifetime)
     stop = threading.Event()
     thread = threading.Thread(target=_keep, args=(folder, owner, lifetime, renewal, stop), daemon=True)
@@ -95,7 +95,17 @@ def _take_over(folder: Folder, held: dict[str, Any] | None) -> None:
 def _is_gone(held: dict[str, Any]) -> bool:
     if held["host"] != socket.gethostname() or not Path("/proc/self").exists():
         return False
-    return not Path(f"/proc/{held['pid']}").exists()
+    # A container that is started again gives its processes the same numbers.
+    started = _started(held["pid"])
+    return not started or started != held.get("started", started)
+
+
+def _started(pid: int) -> str:
+    """Return when a process of this machine began, in the kernel's ticks since the boot; nothing where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
 
 
 def _keep(folder: Folder, owner: dict[str, Any], lifetime: float, renewal: float, stop: threading.Event) -> None:

@@ -43,6 +43,13 @@ def test_a_dead_process_of_this_machine_does_not_block(tmp_path: Path) -> None:
         pass
 
 
+def test_a_dead_process_whose_number_another_has_does_not_block(tmp_path: Path) -> None:
+    """As where a container is started again, whose processes have the numbers of those before."""
+    write(tmp_path, started="1")
+    with lease(Folder(str(tmp_path))):
+        pass
+
+
 def test_a_damaged_lease_is_taken_over(tmp_path: Path) -> None:
     (tmp_path / NAME).write_text("{")
     with lease(Folder(str(tmp_path))):

@@ -1,0 +1,220 @@
+"""The image and compose, for real: the digest of a local run, whatever is killed, inside the limits of containers."""
+
+import io
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import random_images, write_tar
+from engine import Engine
+from PIL import Image
+from stack import KEY, SECRET, USER, Stack, running, until
+
+from tilecov.pipeline import Job, load_wiener_filter, run
+from tilecov.pipeline.verify import verify
+from tilecov.storage.objects import Folder
+from tilecov.storage.runs import RunFolder
+
+pytestmark = pytest.mark.slow
+BUCKET = "s3://tilecov"
+SCHEDULER = ("--scheduler", "tcp://scheduler:8786", "--quiet")
+LARGEST = 350e6  # bytes of the image beside torch
+FORMATS = (("png", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP"))
+
+
+@pytest.fixture(scope="module")
+def stack(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with running(engine, tmp_path_factory.mktemp("stack")) as started:
+        yield started
+
+
+def encoded(pixels: Any, kind: str) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, kind)
+    return sink.getvalue()
+
+
+class Dataset:
+    """Shards of all formats, on this disk and in the bucket."""
+
+    def __init__(self, stack: Stack, folder: Path, count: int, resolution: int, shards: int = 6) -> None:
+        self.stack, self.folder, self.resolution = stack, folder, resolution
+        images = random_images(count, resolution)
+        for number in range(shards):
+            files = []
+            for index in range(number, count, shards):
+                extension, kind = FORMATS[index % 3]
+                files.append((f"{index:06d}.{extension}", encoded(images[index], kind)))
+            write_tar(folder / f"part-{number:03d}.tar", files)
+        bucket = Folder(f"{BUCKET}/{folder.name}", stack.options)
+        for path in sorted(folder.glob("*.tar")):
+            bucket.write(path.name, path.read_bytes())
+
+    @property
+    def arguments(self) -> list[str]:
+        return ["run", f"{BUCKET}/{self.folder.name}/*.tar", "--resolution", str(self.resolution), *SCHEDULER]
+
+    @property
+    def loud(self) -> list[str]:
+        return [argument for argument in self.arguments if argument != "--quiet"]
+
+    def digest(self, **options: Any) -> str:
+        paths = tuple(map(str, sorted(self.folder.glob("*.tar"))))
+        job = Job(shards=paths, resolution=self.resolution, out=str(self.folder / "run"), rank=0, **options)
+        return str(run(job)["moments_digest"])
+
+    def out(self, name: str) -> tuple[list[str], Folder]:
+        """Return the option and the folder of a run in the bucket."""
+        url = f"{BUCKET}/{self.folder.name}-{name}"
+        return ["--out", url], Folder(url, self.stack.options)
+
+
+@pytest.fixture(scope="module")
+def small(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return Dataset(stack, tmp_path_factory.mktemp("small"), 240, 16)
+
+
+@pytest.fixture(scope="module")
+def large(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Return some seconds of work, made slow by small blocks, in units of a shard."""
+    return Dataset(stack, tmp_path_factory.mktemp("large"), 1200, 32, shards=12)
+
+
+SLOW = ["--rank", "0", "--block-rows", "8", "--workers", "12", "--memory", "700MiB"]
+
+
+def manifest_of(folder: Folder) -> dict[str, Any]:
+    return dict(json.loads(folder.read("run.json")))
+
+
+def commits(folder: Folder) -> list[str]:
+    folder.fs.invalidate_cache()
+    return [name for name in folder.fs.find(folder.path("work")) if name.endswith(".json")]
+
+
+# --- the image
+
+
+def test_the_image_is_small_beside_torch(engine: Engine, stack: Stack) -> None:
+    said = engine.docker("history", "--no-trunc", "--human=false", "--format", "{{.Size}} {{.CreatedBy}}", "tilecov")
+    layers = [(int(line.split()[0]), line) for line in said.splitlines()]
+    assert sum("/opt/torch" in line and "COPY" in line for _, line in layers) == 1
+    assert 50e6 < sum(size for size, line in layers if "COPY /opt/torch" not in line) < LARGEST
+
+
+def test_what_the_image_says_of_itself(engine: Engine, stack: Stack) -> None:
+    config = json.loads(engine.docker("image", "inspect", "tilecov"))[0]["Config"]
+    assert config["User"] == "10001:10001"
+    assert config["Entrypoint"] == ["tilecov"]
+    assert config["Healthcheck"]["Test"] == ["CMD", "health.py"]
+    assert config["Labels"]["org.opencontainers.image.title"] == "tilecov"
+
+
+def test_the_image_needs_no_rights(engine: Engine, stack: Stack) -> None:
+    bare = ("run", "--rm", "--read-only", "--user", USER, "--cap-drop", "ALL", "--network", "none", "--tmpfs", "/tmp")
+    said = engine.docker(*bare, "tilecov", "synth", "/tmp/a.tar", "--count", "3", "--resolution", "8")
+    assert "3 images" in said
+    compilers = engine.docker(*bare, "--entrypoint", "sh", "tilecov", "-c", "command -v gcc cc ld strip || true")
+    assert compilers == ""
+
+
+def test_no_secret_is_in_a_layer(engine: Engine, stack: Stack) -> None:
+    save = ["docker", "save", "tilecov"]
+    seen = b""
+    with subprocess.Popen(save, env=engine.environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        while piece := process.stdout.read(1 << 24):
+            assert SECRET.encode() not in seen[-100:] + piece
+            assert KEY.encode() not in seen[-100:] + piece
+            seen = piece
+    assert process.returncode == 0
+
+
+# --- the services
+
+
+def test_a_job_in_containers_has_the_digest_of_a_local_run(stack: Stack, small: Dataset, tmp_path: Path) -> None:
+    option, folder = small.out("run")
+    job = stack.job(*small.arguments, *option)
+    stack.end_of(job)
+    manifest = manifest_of(folder)
+    assert manifest["state"] == "complete"
+    assert manifest["moments_digest"] == small.digest()
+    assert verify(RunFolder(folder))[1] == []
+    for name in folder.names("artifacts"):
+        (tmp_path / name).write_bytes(folder.read(f"artifacts/{name}"))
+    u, values, v, mean = load_wiener_filter(str(tmp_path))
+    assert u.shape == (768, 768)
+    assert torch.equal(u.T, v)
+    assert mean.shape == values.shape == (768,)
+    assert "already complete" in stack.end_of(
+        stack.job(*[name for name in small.arguments if name != "--quiet"], *option)
+    )
+
+
+def test_containers_have_no_rights_and_show_no_secret(stack: Stack, small: Dataset) -> None:
+    everything = stack.compose("ps", "--all", "--quiet").split()
+    assert len(everything) >= 4
+    for container in everything:
+        said = stack.inspect(container)
+        assert SECRET not in json.dumps(said)
+        if said["Config"]["Labels"]["com.docker.compose.service"] != "store":
+            assert said["Config"]["User"] == f"{USER}:{USER}"
+            assert said["HostConfig"]["ReadonlyRootfs"]
+            assert said["HostConfig"]["CapDrop"] == ["ALL"]
+            assert "no-new-privileges:true" in said["HostConfig"]["SecurityOpt"]
+    logs = stack.try_compose("logs")
+    assert SECRET not in logs.stdout + logs.stderr
+
+
+def test_a_killed_worker_costs_its_unit(stack: Stack, large: Dataset) -> None:
+    option, folder = large.out("worker")
+    job = stack.job(*large.arguments, *SLOW, *option)
+    until(lambda: commits(folder))
+    victim = stack.containers("worker")[0]
+    stack.engine.docker("kill", victim)
+    assert stack.inspect(job)["State"]["Running"]
+    stack.end_of(job)
+    assert manifest_of(folder)["moments_digest"] == large.digest()
+    stack.compose("up", "--detach", "--wait", "--no-build", "--scale", "worker=2")
+    assert len(stack.containers("worker")) == 2
+
+
+def test_a_killed_job_goes_on_when_it_is_started_again(stack: Stack, large: Dataset) -> None:
+    option, folder = large.out("job")
+    job = stack.job(*large.loud, *SLOW, *option)
+    until(lambda: commits(folder))
+    stack.engine.docker("kill", job)
+    assert manifest_of(folder)["state"] == "running"
+    stack.engine.docker("start", job)
+    assert "resuming" in stack.end_of(job)
+    assert manifest_of(folder)["moments_digest"] == large.digest()
+
+
+def test_a_worker_keeps_inside_its_container_s_memory(stack: Stack, tmp_path: Path) -> None:
+    """The moments of 64 x 64 images in colour take more than the worker has: the plan sees it and stages rows."""
+    stack.set(WORKER_MEMORY="700m")
+    stack.compose("up", "--detach", "--wait", "--no-build", "--scale", "worker=2")
+    dataset = Dataset(stack, tmp_path / "wide", 300, 64)
+    option, folder = dataset.out("run")
+    stack.end_of(stack.job(*dataset.arguments, "--rank", "0", *option))
+    manifest = manifest_of(folder)
+    assert manifest["plan"]["memory"] == int(0.8 * (700 << 20))
+    assert manifest["plan"]["strategy"] == "staged"
+    assert manifest["moments_digest"] == dataset.digest()
+    for worker in stack.containers("worker"):
+        state = stack.inspect(worker)
+        assert not state["State"]["OOMKilled"]
+        assert state["RestartCount"] == 0
+        assert state["HostConfig"]["Memory"] == 700 << 20
+        print(worker[:12], "peak of its cgroup:", peak_of(stack, worker) >> 20, "MiB of 700")  # noqa: T201
+
+
+def peak_of(stack: Stack, container: str) -> int:
+    files = "/sys/fs/cgroup/memory.peak /sys/fs/cgroup/memory/memory.max_usage_in_bytes"
+    said = stack.engine.docker("exec", container, "sh", "-c", f"cat {files} 2>/dev/null || true")
+    return int(said.split()[0])
