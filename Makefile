@@ -1,10 +1,10 @@
-# The whole vocabulary: demo test slow lint types clean. Each target makes its own environment in .venv.
+# The whole vocabulary: demo test slow lint types docker clean. Each target makes its own environment in .venv.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := demo
 
-.PHONY: demo test slow lint types clean
+.PHONY: demo test slow lint types docker clean
 
 # constraints.txt pins what this project is tested with; users install with pyproject's bounds alone.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -35,6 +35,10 @@ types: $(VENV)/.installed
 	rm -rf build
 	$(BIN)/pip install --quiet --no-deps --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy -p tilecov.pipeline -p tilecov.storage
+
+# Builds the image and runs compose with it, on the engine that docker reaches, or as root on one of its own.
+docker: $(VENV)/.installed
+	$(BIN)/pytest -m 'slow or not slow' tests/docker
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
