@@ -118,18 +118,22 @@ def test_a_crash_at_every_write_of_the_spectrum(
     monkeypatch.setattr("tilecov.pipeline.methods.WIDTH", 8)
     run(job_of(shards, tmp_path / "whole", name))
     wanted = spectrum_in(tmp_path / "whole")
-    commit, count = RunFolder.commit, 0
+    count, crashes = 0, 0
     stages = {"band", "tridiagonal", "vectors", "spectrum"}
 
-    def crashing(folder: RunFolder, stage: str, task: str, record: Any) -> None:
-        nonlocal count
-        commit(folder, stage, task, record)
-        if stage in stages:
-            count += 1
-            raise Crash
+    def crashing(write: Any) -> Any:
+        def written(folder: RunFolder, stage: str, task: str, record: Any) -> Any:
+            nonlocal count
+            found = write(folder, stage, task, record)
+            if stage in stages:
+                count += 1
+                raise Crash
+            return found
 
-    monkeypatch.setattr(RunFolder, "commit", crashing)
-    crashes = 0
+        return written
+
+    for way in ("commit", "renew"):
+        monkeypatch.setattr(RunFolder, way, crashing(getattr(RunFolder, way)))
     while True:
         try:
             run(job_of(shards, tmp_path / "run", name))
