@@ -6,10 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Executor, Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
 from typing import Any
+from uuid import uuid4
+
+from tilecov.storage.retries import Retry, tell, telling
 
 from .errors import ClusterError
 from .machine import memory_bytes
@@ -54,29 +57,37 @@ class CheckedCall:
         Of the client.
     packed : bytes
         The pickled function, arguments and keywords: another version may not even be able to load them.
+    topic : str
+        Of the events by which the client is told of retries.
     """
 
     versions: Mapping[str, str]
     packed: bytes
+    topic: str
 
     @classmethod
-    def of(cls, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> "CheckedCall":
+    def of(cls, topic: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> "CheckedCall":
         """Pack a call of this process."""
         from distributed.protocol import pickle
 
         dumps: Any = pickle.dumps  # untyped
-        return cls(versions_here(), dumps((fn, args, kwargs)))
+        return cls(versions_here(), dumps((fn, args, kwargs)), topic)
 
     def __call__(self) -> Any:
         """Check, then do the call."""
         import distributed
         from distributed.protocol import pickle
 
-        worker: Any = distributed.get_worker  # untyped
+        get_worker: Any = distributed.get_worker  # untyped
         loads: Any = pickle.loads
-        refuse_others(worker().address, self.versions, versions_here())
+        worker = get_worker()
+        refuse_others(worker.address, self.versions, versions_here())
         fn, args, kwargs = loads(self.packed)
-        with _one_task:
+
+        def pass_on(retry: Retry) -> None:
+            worker.log_event(self.topic, asdict(retry))
+
+        with _one_task, telling(pass_on):
             return fn(*args, **kwargs)
 
 
@@ -94,13 +105,25 @@ class ClusterExecutor(Executor):
 
     def __init__(self, client: Any, address: str, patience: float = PATIENCE) -> None:
         self._client, self._address, self._patience = client, address, patience
+        self._topic = f"tilecov-{uuid4().hex}"  # a scheduler may serve other jobs too
         # A task that fails would fail again: stores have retries of their own. Lost workers are counted apart.
         self._inner = client.get_executor(pure=False, retries=0)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
         """Hand a call to a worker; return its future."""
-        future: Future[Any] = self._inner.submit(CheckedCall.of(fn, args, kwargs))
+        future: Future[Any] = self._inner.submit(CheckedCall.of(self._topic, fn, args, kwargs))
         return future
+
+    @contextmanager
+    def told_of_retries(self) -> Iterator[None]:
+        """Have who listens in this process be told of what the workers try again, while the block runs."""
+        # The scheduler adds the worker's address to what the worker says.
+        self._client.subscribe_topic(self._topic, lambda event: tell(Retry(**event[1])))
+        try:
+            yield
+        finally:
+            if self._is_connected():
+                self._client.unsubscribe_topic(self._topic)
 
     def check_workers(self) -> None:
         """Raise ClusterError where a worker that is there now has other versions, or no tilecov."""

@@ -115,6 +115,11 @@ class Costs:
         return self.job.decode_threads or max(1, self.machine.cores // self.job.workers)
 
     @property
+    def machines(self) -> int:
+        """How many times this machine's speed the workers have: a scheduler's have cores each, others share them."""
+        return max(1, self.machine.workers)
+
+    @property
     def itemsize(self) -> int:
         """Bytes of a value of a row."""
         return {"uint8": 1, "float32": 4, "float64": 8}[self.facts.kind]
@@ -215,8 +220,9 @@ class Costs:
         return 2 * self.facts.samples * upper_entries(self.job.size) / self.machine.flops32
 
     def decode_seconds(self) -> float:
-        """Seconds to read and decode all samples, on the threads of one process."""
-        return self.facts.samples * self.facts.decode_seconds / min(self.threads, self.machine.cores)
+        """Seconds to read and decode all samples, on the threads of one process of each machine, or of its workers."""
+        threads = self.threads if self.machine.workers else self.threads * self.job.workers
+        return self.facts.samples * self.facts.decode_seconds / min(threads, self.machine.cores)
 
     def stage(self, name: str, memory: int, **cost: Any) -> StagePlan:
         """Return a stage; bytes written lately are read from memory, so reading counts an eighth."""
@@ -232,13 +238,13 @@ class Costs:
         stages = []
         if not self.is_exact and not self.job.extend:
             memory = self.base + self.decoding() + 2 * block * self.job.size * self.itemsize + block * self.job.size * 8
-            seconds = self.decode_seconds() / self.job.workers
+            seconds = self.decode_seconds() / self.machines
             stages.append(
                 self.stage("mean", memory, read=self.facts.bytes, seconds=seconds, requests=len(self.facts.shards))
             )
         written = units * self.accumulator(upper_entries(self.job.size)) * self.groups
         decode, product = self.decode_seconds(), self.product_seconds()
-        seconds = (max(product, decode) + min(product, decode) / 2) / self.job.workers
+        seconds = (max(product, decode) + min(product, decode) / 2) / self.machines
         requests = len(self.facts.shards) + units * (self.pairs + 2) * self.groups
         flops = 2.0 * self.facts.samples * upper_entries(self.job.size)
         cost = {"read": self.facts.bytes, "written": written, "requests": requests, "flops": flops, "seconds": seconds}
@@ -252,12 +258,12 @@ class Costs:
         reads = sum(min(size, len({*left, *right}) * tile_of(size)) for left, right in groups) * rows * self.itemsize
         first = self.stage(
             "rows", self.rows_memory(block), read=self.facts.bytes, written=staged,
-            requests=len(self.facts.shards) + blocks, seconds=self.decode_seconds() / self.job.workers,
+            requests=len(self.facts.shards) + blocks, seconds=self.decode_seconds() / self.machines,
         )  # fmt: skip
         second = self.stage(
             "tiles", self.tiles_memory(side, block), read=reads, written=upper_entries(size) * 8,
             requests=reads // max(1, block * tile_of(size) * self.itemsize), flops=2.0 * rows * upper_entries(size),
-            seconds=1.1 * self.product_seconds() / self.job.workers,
+            seconds=1.1 * self.product_seconds() / self.machines,
         )  # fmt: skip
         return [first, second]
 

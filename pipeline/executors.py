@@ -2,11 +2,13 @@
 
 import logging
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from typing import Any
 
 from .cluster import ANSWER, ClusterExecutor
@@ -72,8 +74,12 @@ def executor_of(job: Job) -> Iterator[TaskExecutor]:
     connect: Any = distributed.Client  # untyped
     with _quiet():
         if job.scheduler is None:
-            with _local_cluster(job) as cluster, connect(cluster, set_as_default=False) as client:
-                yield ClusterExecutor(client, "this machine")
+            with _uninterrupted():
+                cluster = _local_cluster(job)
+            with cluster, connect(cluster, set_as_default=False) as client:
+                executor = ClusterExecutor(client, "this machine")
+                with executor.told_of_retries():
+                    yield executor
             return
         try:
             client = connect(job.scheduler, timeout=ANSWER, set_as_default=False)
@@ -85,7 +91,8 @@ def executor_of(job: Job) -> Iterator[TaskExecutor]:
         with client:
             executor = ClusterExecutor(client, job.scheduler)
             executor.check_workers()
-            yield executor
+            with executor.told_of_retries():
+                yield executor
 
 
 def measure_for(job: Job, out: str | None) -> Machine:
@@ -132,6 +139,21 @@ def _devices(job: Job) -> Sequence[str]:
     found = torch.cuda.device_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return [name.strip() for name in named.split(",")][:found] if named else [str(index) for index in range(found)]
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back while processes are started: they and those that replace them never see it.
+
+    A terminal sends it to all of them, and each worker would print a traceback; this process is interrupted right
+    after the block, and frees its workers. Threads and processes keep the signal mask that they were started with.
+    """
+    resource_tracker.ensure_running()  # multiprocessing's, whose start would end the holding back
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

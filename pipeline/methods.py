@@ -175,7 +175,7 @@ class Methods:
         slabs = -(-costs.rank // slab)
         third = costs.stage(
             "vectors", costs.base + self._slab_bytes(slab, width), read=slabs * 2 * matrix, flops=flops[1],
-            written=self.size * costs.rank * width, seconds=flops[1] / rate / costs.job.workers,
+            written=self.size * costs.rank * width, seconds=flops[1] / rate / costs.machines,
         )  # fmt: skip
         why = f"blocked in {precision}: two stages to a tridiagonal, {show_size(budget)} of tiles at a time"
         yield Decomposition("blocked", precision, why, (first, second, third), budget, WIDTH, slab)

@@ -64,11 +64,14 @@ class Retry:
         Seconds until the next.
     error : str
         Why, in one line without credentials.
+    worker : str
+        Address of the worker of a cluster that tries again; empty in this process.
     """
 
     attempt: int
     pause: float
     error: str
+    worker: str = ""
 
 
 Listener = Callable[[Retry], None]
@@ -114,11 +117,16 @@ def pause_after(error: Exception, attempt: int) -> float:
     """Return the seconds to wait after the failure of try ``attempt``, from 1; who listens is told of it."""
     pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (attempt - 1))
     pause *= random.uniform(0.5, 1.5)  # noqa: S311  (spreads clients, no secret)
+    tell(Retry(attempt, round(pause, 3), one_line(error)))
+    return pause
+
+
+def tell(retry: Retry) -> None:
+    """Tell who listens in this process."""
     with _lock:
         listeners = tuple(_listeners)
     for listener in listeners:
-        listener(Retry(attempt, round(pause, 3), one_line(error)))
-    return pause
+        listener(retry)
 
 
 def one_line(error: BaseException) -> str:

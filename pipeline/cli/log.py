@@ -115,7 +115,8 @@ class Log(Observer):
 
     def retried(self, retry: Retry) -> None:
         """Write what a store refused for a moment."""
-        self.emit("retry", attempt=retry.attempt, pause=retry.pause, error=retry.error)
+        where = {"worker": retry.worker} if retry.worker else {}
+        self.emit("retry", attempt=retry.attempt, pause=retry.pause, error=retry.error, **where)
 
     def finished(self, name: str, seconds: float) -> None:
         """Write the end of a stage."""

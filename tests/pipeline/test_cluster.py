@@ -1,5 +1,6 @@
 """Dask's workers come late, die and are replaced, schedulers go: the digest is the same, or one clear line says why."""
 
+import json
 import os
 import re
 import signal
@@ -21,7 +22,12 @@ from tilecov.pipeline.cluster import ClusterExecutor, refuse_others, versions_he
 from tilecov.pipeline.errors import ClusterError
 from tilecov.pipeline.executors import _devices, executor_of, run_all, worker_environments
 from tilecov.pipeline.observer import Observer
+from tilecov.storage.retries import Retry, retry, telling
 
+# Dask leaves its connections to a scheduler that died to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
+)
 memories = ClusterExecutor.memories
 LONG = 120.0  # seconds after which something that should happen has not
 PROCESS = """
@@ -335,3 +341,59 @@ def test_ctrl_c_frees_the_workers_of_a_scheduler(tmp_path: Path, cluster: Cluste
     until(lambda: not cluster.tasks())
     assert cluster.processes[-1].poll() is None
     assert run(job)["moments_digest"] == expected_of(tmp_path, job)
+
+
+@pytest.mark.slow
+def test_ctrl_c_frees_the_workers_of_this_machine(tmp_path: Path) -> None:
+    job = large_job(tmp_path)
+    options = ["--resolution", "32", "--rank", "0", "--block-rows", "8", "--out", str(job.out), "--workers", "3"]
+    command = [sys.executable, "-m", "tilecov.pipeline.cli", "run", *job.shards, *options, "--log", "json"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, text=True) as process:
+        assert process.stderr is not None
+        events = [json.loads(process.stderr.readline())["event"] for _ in range(2)]
+        time.sleep(1)  # the workers are amid their units
+        os.killpg(process.pid, signal.SIGINT)
+        rest = [json.loads(line) for line in process.stderr]  # to its end: the workers hold it too, and have ended
+    assert [*events, *(event["event"] for event in rest)] == ["plan", "stage_started", "run_failed"]
+    assert rest[-1]["error"] == "interrupted; the same command goes on where it stopped"
+    assert process.returncode == 130
+    assert run(job)["moments_digest"] == expected_of(tmp_path, job)
+
+
+@pytest.mark.slow
+def test_a_frozen_scheduler_ends_the_run(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tilecov.pipeline.cluster.ANSWER", 2.0)
+    cluster.worker()
+    cluster.wait_for_workers(1)
+    job = large_job(tmp_path, scheduler=cluster.address)
+    begun = time.monotonic()
+    with pytest.raises(ClusterError, match=rf"{cluster.address} was lost.*the same command goes on"):
+        run(job, Watch(2, lambda: cluster.scheduler.send_signal(signal.SIGSTOP)))
+    assert time.monotonic() - begun < LONG
+    cluster.scheduler.send_signal(signal.SIGCONT)
+    assert run(job)["moments_digest"] == expected_of(tmp_path, job)
+
+
+def refused_once(task: Any) -> str:
+    """Do a task whose store is busy at first."""
+    tries = []
+
+    def busy() -> str:
+        tries.append(task)
+        if len(tries) < 2:
+            raise ConnectionResetError(104, "reset for https://h/x?X-Amz-Signature=hunter2hunter2")
+        return "done"
+
+    return retry(busy)
+
+
+def test_retries_of_workers_are_told_here(tmp_path: Path) -> None:
+    told: list[Retry] = []
+    job = Job(shards=("x.tar",), resolution=4, workers=2)
+    tasks = [SimpleNamespace(stage="busy", name=str(number)) for number in range(3)]
+    with telling(told.append), executor_of(job) as executor:
+        assert isinstance(executor, ClusterExecutor)
+        assert [found for _, found in run_all(executor, refused_once, tasks, print)] == ["done"] * 3
+        until(lambda: len(told) == 3)
+    assert {(retry.attempt, retry.worker[:6]) for retry in told} == {(1, "tcp://")}
+    assert all("reset" in retry.error and "hunter2" not in retry.error for retry in told)
