@@ -5,6 +5,7 @@ from typing import Any
 
 import fsspec
 
+from .patience import CONNECT_SECONDS, READ_SECONDS, share_patience
 from .redact import redact_url
 
 _EXTRAS = {
@@ -19,15 +20,30 @@ _EXTRAS = {
     "https": "http",
 }
 
-_S3_LIMITS = {"connect_timeout": 10, "read_timeout": 20}
-"""Seconds; botocore's own minute for each try would make an hour of a store that does not answer."""
+_S3_LIMITS = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
+"""botocore's own minute for each try would make an hour of a store that does not answer."""
+
+_NO_ACCOUNT = (
+    "{url}: no Azure account is named; give account_name and account_key, sas_token or connection_string in "
+    "--storage-options, or AZURE_STORAGE_ACCOUNT_NAME and its like in the environment"
+)
 
 
 def with_limits(url: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``options`` with time limits for requests, where they set none."""
+    if url.startswith(("gs://", "gcs://")):
+        import aiohttp
+
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
+        return {"requests_timeout": limits, **options}
     if not url.startswith(("s3://", "s3a://")):
         return dict(options)
     return {**options, "config_kwargs": {**_S3_LIMITS, **options.get("config_kwargs", {})}}
+
+
+def protocols_of(fs: Any) -> set[str]:
+    """Return the protocols that an fsspec file system answers to."""
+    return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
 
 
 def file_system(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
@@ -46,9 +62,12 @@ def file_system(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
         way = f"pip install 'tilecov[{extra}]'" if extra else str(error)
         raise ValueError(f"{redact_url(url)}: {protocol}:// needs a package that is not installed; {way}") from error
     except ValueError as error:
+        if "Must provide either a connection_string" in str(error):
+            raise ValueError(_NO_ACCOUNT.format(url=redact_url(url))) from error
         if "Protocol not known" not in str(error):
             raise
         raise ValueError(
             f"{redact_url(url)}: {protocol}:// is not known; give a path, s3://, gs://, az:// or another of fsspec's"
         ) from error
+    share_patience(fs)
     return fs, path

@@ -15,10 +15,12 @@ from typing import Any, BinaryIO, cast
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from .filesystems import file_system
+from .filesystems import file_system, protocols_of
+from .patience import pace_azure
 from .redact import redact_url
 from .resuming import ResumingStream
 from .retries import PRECONDITION_FAILED, T, naming_refusals, retry, status_of
+from .versions import tag_of
 
 _SHOWS_UNFINISHED = {"memory", "sftp", "ssh", "ftp", "smb"}
 """Protocols where a file can be seen while it is written; object stores show it when its upload is complete."""
@@ -106,8 +108,9 @@ class Folder:
             with self.fs.open(self.path(name), "rb") as stream:
                 yield stream
             return
-        size = int(self._ask(lambda: self.fs.info(self.path(name)))["size"])
-        with ResumingStream(self.fs, self.path(name), size) as stream:
+        self.fs.invalidate_cache()  # what was listed once may have been replaced
+        info = self._ask(lambda: self.fs.info(self.path(name)))
+        with ResumingStream(self.fs, self.path(name), int(info["size"]), tag_of(info), fresh=True) as stream:
             yield cast("BinaryIO", stream)
 
     @contextlib.contextmanager
@@ -117,12 +120,14 @@ class Folder:
         Local files are written beside their place, flushed to the disk and renamed; object stores show an object only
         when its upload is complete.
         """
-        if _protocols(self.fs) & _SHOWS_UNFINISHED:
+        if protocols_of(self.fs) & _SHOWS_UNFINISHED:
             with self._writing_beside(name) as stream:
                 yield stream
             return
         if not self.is_local:
             stream = self._ask(lambda: self.fs.open(self.path(name), "wb"))
+            if hasattr(stream, "container_client"):  # adlfs gives each file a client of its own
+                pace_azure(stream.container_client)
             try:
                 yield stream
             except BaseException:
@@ -222,10 +227,6 @@ class Folder:
                 return
             for file in self._ask(lambda: self.fs.find(path)):  # elsewhere rm takes the name for a pattern
                 self._ask(lambda file=file: self.fs.rm_file(file))  # type: ignore[misc]
-
-
-def _protocols(fs: Any) -> set[str]:
-    return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
 
 
 def _abandon(stream: Any) -> None:

@@ -147,7 +147,7 @@ class _Range:
             failed = 1 if len(self.data) > had else failed + 1
             self.passing = error
             if not retries.is_passing(error):
-                raise error
+                raise retries.presentable(error)
             if failed > retries.TRIES:
                 raise ConnectionError(
                     f"{self._source.url} gave nothing in {retries.TRIES} tries at byte {at} of {self._source.size}: "

@@ -1,5 +1,6 @@
 """Credentials taken out of text: what goes to people and files holds ``***`` in their place."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -33,6 +34,8 @@ _SECRET_NAME = re.compile(
     r"(^|_)sas(_|$)|signature|^key$|^auth|_auth$|cookie",
     re.IGNORECASE,
 )
+_FOLDERS = {"PWD", "OLDPWD"}
+"""Variables of every shell that hold where it is, and no password."""
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
@@ -83,20 +86,35 @@ def has_query(url: str) -> bool:
 def secrets_of(*settings: Mapping[str, Any]) -> frozenset[str]:
     """Return the values in ``settings`` (fsspec's options, the environment) whose names say that they are secret."""
     found = {value for mapping in settings for value in _secret_values(mapping, known=False)}
-    found |= {value.split()[-1] for value in found if value.strip()}  # "Bearer x" is sent whole and shown in parts
+    found |= {inner for value in found for inner in _parts(value)}
     found |= {quote(value, safe="") for value in found}
     return frozenset(value for value in found if len(value) >= _SHORTEST)
+
+
+def _parts(value: str) -> Iterator[str]:
+    """Return what of a secret may be shown by itself: a token after its kind, a key in a connection string."""
+    yield from value.split()[-1:]
+    yield json.dumps(value)[1:-1]  # as a private key of many lines stands in JSON
+    if ";" in value:
+        fields = dict(part.partition("=")[::2] for part in value.split(";"))
+        yield from _secret_values(fields, known=False)
 
 
 def _secret_values(value: Any, *, known: bool) -> Iterator[str]:
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            yield from _secret_values(inner, known=known or bool(_SECRET_NAME.search(str(name))))
+            is_secret = name not in _FOLDERS and bool(_SECRET_NAME.search(str(name)))
+            yield from _secret_values(inner, known=known or is_secret)
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _secret_values(inner, known=known)
     elif known and isinstance(value, str | int) and not isinstance(value, bool):
         yield str(value)
+
+
+def what_is_said(error: BaseException) -> str:
+    """Return the text of an error, without the XML in which Azure's client says all of it again."""
+    return str(error).partition("\nContent: <")[0]
 
 
 def without_secrets(error: Exception) -> Exception:
@@ -111,4 +129,6 @@ def without_secrets(error: Exception) -> Exception:
         return error
     if isinstance(error, OSError) and is_builtin:
         return type(error)(clean)
-    return ValueError(clean) if isinstance(error, ValueError) else OSError(f"{type(error).__name__}: {clean}")
+    if isinstance(error, ValueError):
+        return ValueError(clean)
+    return OSError(f"{type(error).__name__}: {' '.join(redact(what_is_said(error)).split())}")

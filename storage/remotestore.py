@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Iterable
 
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, WrapperStore
 
 from .filesystems import with_limits
 from .objects import Folder
+from .patience import share_patience
 from .retries import retry_async
 
 
@@ -45,5 +47,10 @@ class RetryingStore(WrapperStore[Store]):
 
 def remote_store(folder: Folder, *, read_only: bool) -> Store:
     """Return the Zarr store in ``folder``, which is on an object store."""
+    if hasattr(folder.fs, "service_client"):  # adlfs cannot close what it has opened on another's loop
+        wrapped = AsyncFileSystemWrapper(folder.fs, asynchronous=True)
+        return RetryingStore(FsspecStore(wrapped, read_only=read_only, path=folder.path()))
     options = with_limits(folder.absolute, folder.options)
-    return RetryingStore(FsspecStore.from_url(folder.absolute, storage_options=options, read_only=read_only))
+    store = FsspecStore.from_url(folder.absolute, storage_options=options, read_only=read_only)
+    share_patience(store.fs)
+    return RetryingStore(store)

@@ -23,6 +23,8 @@ class ResumingStream(io.RawIOBase):
         Bytes that the file was listed with.
     tag : str, optional
         Version that it was listed with (`Shard.tag`); without one, the version found when reading begins.
+    fresh : bool
+        Whether it was listed just now, so that the store need not be asked again before reading.
 
     Raises
     ------
@@ -32,8 +34,9 @@ class ResumingStream(io.RawIOBase):
         While reading, where the store gives nothing, or less than 64 KiB a second.
     """
 
-    def __init__(self, fs: Any, path: str, size: int, tag: str = "") -> None:
+    def __init__(self, fs: Any, path: str, size: int, tag: str = "", *, fresh: bool = False) -> None:
         self._place = (fs, path, size, tag)
+        self._fresh = fresh
         self._path, self._size = path, size
         self._position = 0
         self._ahead: ReadAhead | None = None
@@ -71,7 +74,7 @@ class ResumingStream(io.RawIOBase):
         end = self._position + wanted
         with self._naming():
             if self._ahead is None:
-                self._ahead = ReadAhead(open_source(*self._place))
+                self._ahead = ReadAhead(open_source(*self._place, fresh=self._fresh))
             data = self._ahead.read(self._position, end)
             self._unchecked = True
             if end == self._size:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from .redact import redact, without_secrets
+from .redact import redact, what_is_said, without_secrets
 from .versions import ReplacedError
 
 T = TypeVar("T")
@@ -37,6 +37,7 @@ PRECONDITION_FAILED = 412
 """HTTP status of a conditional request whose condition does not hold."""
 
 _BUSY = {408, 429, 500, 502, 503, 504}
+_DENIED = {401, 403}
 _REFUSED = {401, 403, 404, 405, 410, 411, 412, 413, 414, 416, 501}
 
 # Classes of aiohttp, botocore and azure.core, which may not be installed, that say that a connection broke.
@@ -110,7 +111,8 @@ def is_passing(error: BaseException) -> bool:
         return False
     if isinstance(error, OSError):
         return error.errno not in _FINAL_NUMBERS
-    return status in _BUSY or any(kind.__name__ in _BROKEN for kind in type(error).__mro__)
+    kinds = {kind.__name__ for known in (error, error.__cause__) for kind in type(known).__mro__}
+    return status in _BUSY or bool(kinds & _BROKEN)
 
 
 def pause_after(error: Exception, attempt: int) -> float:
@@ -131,17 +133,33 @@ def tell(retry: Retry) -> None:
 
 def one_line(error: BaseException) -> str:
     """Return what an error says, in one line without credentials."""
-    return " ".join(redact(str(error)).split()) or type(error).__name__
+    return " ".join(redact(what_is_said(error)).split()) or type(error).__name__
+
+
+def pause_before_next(error: Exception, attempt: int, begun: float) -> float | None:
+    """Return the seconds to wait before the next try; None where there is none."""
+    if attempt < TRIES and is_passing(error) and time.monotonic() - begun < LONGEST:
+        return pause_after(error, attempt)
+    return None
 
 
 def _pause_or_raise(error: Exception, attempt: int, begun: float) -> float:
     """Return the pause before the next try; raise where there is none, without credentials in the text."""
-    if attempt < TRIES and is_passing(error) and time.monotonic() - begun < LONGEST:
-        return pause_after(error, attempt)
-    clean = without_secrets(error)
+    pause = pause_before_next(error, attempt, begun)
+    if pause is not None:
+        return pause
+    clean = presentable(error)
     if clean is error:
         raise error
     raise clean from None
+
+
+def presentable(error: Exception) -> Exception:
+    """Return ``error``, or one that says the same of Python's own kinds and without credentials."""
+    clean = without_secrets(error)
+    if status_of(error) in _DENIED and not isinstance(error, PermissionError):
+        return PermissionError(str(clean))
+    return clean
 
 
 def retry(call: Callable[[], T]) -> T:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from fsspec.asyn import sync
 
+from .filesystems import protocols_of
 from .redact import redact_url
 from .retries import PRECONDITION_FAILED, retry, status_of
 from .versions import ReplacedError, tag_of
@@ -15,7 +16,10 @@ REQUEST_SECONDS = 20.0
 """A request that gives nothing for so long is given up and asked anew."""
 _PIECE = 1 << 18  # bytes taken from a body at a time: what a broken connection can cost
 _NO_RANGES = 200
+_FORBIDDEN = 403
+_GONE = 404
 _RANGE_REFUSED = 416
+_ONCE = {"retry_total": 0}  # of Azure's client: the reader asks again, for what is left
 
 Sink = Callable[[bytes], None]
 
@@ -24,7 +28,7 @@ class Source:
     """A file on any fsspec file system, read in ranges.
 
     That it is one version all along is known by asking the store when reading begins, after each failure and at the
-    end: Azure, Google and file servers give a version tag to no second content.
+    end: file servers give a version tag to no second content.
 
     Parameters
     ----------
@@ -113,6 +117,67 @@ class S3Source(Source):
             body.close()
 
 
+class AzureSource(Source):
+    """An Azure blob: each request is on the condition that the version listed is there."""
+
+    def check(self) -> None:
+        """Do nothing where a version is known: the next answer will tell."""
+        if not self.tag:
+            super().check()
+
+    def fetch(self, start: int, end: int, sink: Sink) -> None:
+        """Give a whole range; what came before a cut is lost."""
+        try:
+            sink(sync(self.fs.loop, self._fetch, start, end, timeout=REQUEST_SECONDS))
+        except Exception as error:
+            if status_of(error) in {_GONE, PRECONDITION_FAILED, _RANGE_REFUSED}:
+                super().check()  # says what is there now, or that nothing is
+                self.refuse("another")
+            raise
+
+    async def _fetch(self, start: int, end: int) -> bytes:
+        from azure.core import MatchConditions
+
+        container, blob, version = self.fs.split_path(self.path)
+        condition = {"etag": f'"{self.tag}"', "match_condition": MatchConditions.IfNotModified} if self.tag else {}
+        async with self.fs.service_client.get_blob_client(container, blob) as client:
+            answer = await client.download_blob(start, end - start, version_id=version, **condition, **_ONCE)
+            self.compare({"etag": answer.properties.etag})
+            return cast("bytes", await answer.readall())
+
+
+class GoogleSource(Source):
+    """A Google object: each answer names its generation, which is asked for, and its body comes in pieces."""
+
+    def check(self) -> None:
+        """Do nothing where a version is known: the next answer will tell."""
+        if not self.tag:
+            super().check()
+
+    def fetch(self, start: int, end: int, sink: Sink) -> None:
+        """Give the bytes as they come, so that those before a cut are kept."""
+        sync(self.fs.loop, self._fetch, start, end, sink)
+
+    async def _fetch(self, start: int, end: int, sink: Sink) -> None:
+        from gcsfs.retry import validate_response
+
+        session = await self.fs._set_session()  # noqa: SLF001  (gcsfs has no conditional read)
+        headers = self.fs._get_headers({"Range": _range(start, end), "Accept-Encoding": "identity"})  # noqa: SLF001
+        wanted = self.fs._get_params({"ifGenerationMatch": self.tag or None})  # noqa: SLF001
+        call = session.get(self.fs.url(self.path), params=wanted, headers=headers, timeout=self.fs.requests_timeout)
+        answer = await asyncio.wait_for(call, REQUEST_SECONDS)
+        async with answer:
+            if answer.status in {PRECONDITION_FAILED, _RANGE_REFUSED}:
+                self.refuse("another")
+            if answer.status == _FORBIDDEN:
+                raise PermissionError(f"{answer.status} {answer.reason}")
+            validate_response(answer.status, b"" if answer.ok else await answer.read(), self.path)
+            total = _total(answer.headers.get("Content-Range"))
+            self.compare({"generation": answer.headers.get("X-Goog-Generation"), "size": total})
+            while piece := await asyncio.wait_for(answer.content.read(_PIECE), REQUEST_SECONDS):
+                sink(piece)
+
+
 class HttpSource(Source):
     """A file on a web server that knows ranges: each answer names its version, and its body comes in pieces."""
 
@@ -179,19 +244,34 @@ class Sequential(Source):
                 stream.close()
 
 
-def open_source(fs: Any, path: str, size: int, tag: str) -> Source:
-    """Return how the file is read; its version is checked where no read can tell it.
+def open_source(fs: Any, path: str, size: int, tag: str, *, fresh: bool = False) -> Source:
+    """Return how the file is read; its version is checked where no read can tell it, and it is not ``fresh``.
 
     Raises
     ------
     ReplacedError
         Where the version there is not the one listed.
     """
-    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    protocols = protocols_of(fs)
     if protocols & {"s3", "s3a"} and hasattr(fs, "_call_s3"):
         return S3Source(fs, path, size, tag)
-    kind = HttpSource if protocols & {"http", "https"} and hasattr(fs, "set_session") else Source
-    source = kind(fs, path, size, tag)
+    if protocols & {"http", "https"} and hasattr(fs, "set_session"):
+        return _web_source(fs, path, size, tag)
+    source = _kind(fs, protocols)(fs, path, size, tag)
+    if not fresh:
+        retry(source.check)
+    return source
+
+
+def _kind(fs: Any, protocols: set[str]) -> type[Source]:
+    if hasattr(fs, "service_client"):
+        return AzureSource
+    return GoogleSource if "gs" in protocols and hasattr(fs, "_set_session") else Source
+
+
+def _web_source(fs: Any, path: str, size: int, tag: str) -> Source:
+    """Return how a file of a web server is read, which may know ranges or not."""
+    source: Source = HttpSource(fs, path, size, tag)
     try:
         retry(source.check)
     except NotImplementedError:

@@ -13,7 +13,9 @@ class ReplacedError(OSError):
 
 
 def tag_of(info: Mapping[str, Any]) -> str:
-    """Return the ETag in what a store says of a file, else the time of its last change, else nothing."""
+    """Return the version in what a store says of a file: its generation, ETag, time of the last change, or nothing."""
+    if info.get("generation"):
+        return str(info["generation"])
     etag = next((str(info[name]).strip('"') for name in _ETAGS if info.get(name)), "")
     return etag or next((_time(info[name]) for name in _TIMES if info.get(name)), "")
 

@@ -294,3 +294,17 @@ def test_secrets_are_known_by_their_names() -> None:
     found = secrets_of(OPTIONS, {"AWS_SECRET_ACCESS_KEY": "env-secret", "HOME": "/home/me", "TOKEN": "short"})
     assert {SECRET, f"key-{SECRET}", f"private-{SECRET}", f"Bearer {SECRET}", "env-secret"} <= found
     assert not found & {"/home/me", "short"}
+
+
+def test_a_working_directory_is_no_password() -> None:
+    assert secrets_of({"PWD": "/home/somebody", "OLDPWD": "/home/somebody/else"}) == frozenset()
+    assert secrets_of({"DB_PWD": "hunter-two"}, {"pwd": "hunter-three"}) == {"hunter-two", "hunter-three"}
+
+
+def test_parts_of_credentials_of_clouds_are_secrets() -> None:
+    text = "DefaultEndpointsProtocol=https;AccountName=somebody;AccountKey=a2V5LW9mLWF6dXJl==;EndpointSuffix=core"
+    found = secrets_of({"AZURE_STORAGE_CONNECTION_STRING": text})
+    assert {text, "a2V5LW9mLWF6dXJl=="} <= found
+    assert not found & {"somebody", "https"}
+    key = "-----BEGIN PRIVATE KEY-----\nabcdef\n"
+    assert {key, key.replace("\n", "\\n")} <= secrets_of({"token": {"private_key": key}})

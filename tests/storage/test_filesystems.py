@@ -13,6 +13,19 @@ def test_a_protocol_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) ->
         file_system("gs://bucket/x", {})
 
 
+def test_azure_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "adlfs", None)
+    with pytest.raises(ValueError, match=r"^az://c/x: az:// needs a package.*; pip install 'tilecov\[azure\]'$"):
+        file_system("az://c/x", {})
+
+
+def test_azure_without_an_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING", raising=False)
+    with pytest.raises(ValueError, match=r"^az://c/x: no Azure account is named; give account_name"):
+        file_system("az://c/x", {"anon": True})
+
+
 def test_an_unknown_protocol() -> None:
     with pytest.raises(ValueError, match=r"^nosuch://x/y: nosuch:// is not known; give a path"):
         file_system("nosuch://x/y", {})
