@@ -41,7 +41,8 @@ class Table:
 
     def ratio(self, name: str) -> float:
         """Return how many times as fast the first is: the median over the rounds, each compared with its own."""
-        return statistics.median(ours / theirs for ours, theirs in zip(self.rates(self.names[0]), self.rates(name)))
+        pairs = zip(self.rates(self.names[0]), self.rates(name), strict=True)
+        return statistics.median(ours / theirs for ours, theirs in pairs)
 
     def markdown(self) -> str:
         """Return the table as markdown."""
