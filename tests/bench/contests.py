@@ -72,8 +72,8 @@ def reading(scale: Scale, kind: str) -> Contest:
 
     note = (
         "Local files to uint8 pixels, CHW, in batches of 64 (tilecov: blocks of 1,024). WebDataset: `decode`, "
-        "`batched` and `WebLoader`; litdata: the same encoded images in its own format, decoded by Pillow. Sums of each "
-        "pixel over all images are equal."
+        "`batched` and `WebLoader`; litdata: the same encoded images in its own format, decoded by Pillow. Sums of "
+        "each pixel over all images are equal."
     )
     return Contest(f"reading-{kind}", f"Read and decode: {count:,} {kind.upper()} of 64 x 64 x 3", note, entries)
 
@@ -96,8 +96,8 @@ def covariance(scale: Scale) -> Contest:
 
     note = (
         "Rows lie ready in memory, uint8 for tilecov, float32 for the others, and count in the peak. tilecov: exact "
-        "integer sums, finalised in float64. The reference's loop (batches of 256) and torchmetrics (float64; batches of "
-        "4,096) multiply both triangles; syrk and dask.array are given centred rows, and syrk only multiplies. "
+        "integer sums, finalised in float64. The reference's loop (batches of 256) and torchmetrics (float64; batches "
+        "of 4,096) multiply both triangles; syrk and dask.array are given centred rows, and syrk only multiplies. "
         "scikit-learn-intelex: IncrementalEmpiricalCovariance. 64 entries of each covariance are equal to 1e-3 of the "
         "largest."
     )
@@ -124,8 +124,8 @@ def components(scale: Scale, *, full: bool) -> Contest:
         "eigenvalues are equal to 1e-3."
         if full
         else "Rows lie ready in memory. tilecov sums the exact covariance and takes its leading eigenpairs to a "
-        "residual of 1e-5; IncrementalPCA (batches of 512) and dask.array (2 power iterations) approximate them: the 8 leading "
-        "eigenvalues are equal to 5 %."
+        "residual of 1e-5; IncrementalPCA (batches of 512) and dask.array (2 power iterations) approximate them: the 8 "
+        "leading eigenvalues are equal to 5 %."
     )
     title = f"Principal components: {count:,} rows in memory, d = {size:,}, {'all' if full else f'the leading {rank}'}"
     return Contest(f"components-{'all' if full else rank}", title, note, lambda: [ours, *peers], 3)
@@ -148,9 +148,9 @@ def job(scale: Scale, side: int, channels: int, count: int, rounds: int) -> Cont
         return [full, *([leading] if side == 64 else []), reference]
 
     note = (
-        "From shards to the four artifacts on disk; tilecov checks them too. The reference reads the same PNG as files: "
-        "two passes of a DataLoader with 2 workers and Pillow, then `torch.linalg.svd`. Eigenvalues, mean, and the product "
-        "of the covariance with a vector are equal to 1e-3 (rank 1,024: 1e-2)."
+        "From shards to the four artifacts on disk; tilecov checks them too. The reference reads the same PNG as "
+        "files: two passes of a DataLoader with 2 workers and Pillow, then `torch.linalg.svd`. Eigenvalues, mean, and "
+        "the product of the covariance with a vector are equal to 1e-3 (rank 1,024: 1e-2)."
     )
     return Contest(name, f"Whole job: {images:,} images of {small} x {small} x {channels}", note, entries, rounds)
 
