@@ -55,4 +55,4 @@ docker: $(VENV)/.installed
 	$(BIN)/pytest -m 'slow or not slow' tests/docker
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -13,7 +13,7 @@ COMPARED = 8
 
 def tilecov(
     shards: list[str], count: int, resolution: int, channels: int, folder: str, rank: int | str = "full",
-    workers: int = 1, threads: int | None = None,
+    workers: int = 1, threads: int | None = None, svd: str = "auto",
 ) -> Trial:  # fmt: skip
     """Run the job: shards to artifacts and certificate."""
     import torch  # noqa: F401  (beforehand, as the reference has it)
@@ -21,8 +21,8 @@ def tilecov(
     from tilecov.pipeline import Job, run
 
     out = Path(folder) / f"run-{time.time_ns()}"
-    how: dict[str, Any] = {"channels": channels, "rank": rank, "workers": workers, "decode_threads": threads}
-    job = Job(shards=tuple(shards), resolution=resolution, out=str(out), **how)
+    how: dict[str, Any] = {"channels": channels, "rank": rank, "workers": workers, "svd": svd}
+    job = Job(shards=tuple(shards), resolution=resolution, out=str(out), decode_threads=threads, **how)
 
     def proof(manifest: dict[str, Any]) -> Proof:
         digest = int(manifest["moments_digest"].rpartition(":")[2][:12], 16)
