@@ -154,8 +154,8 @@ HEADING = """\
 
 {machine}
 
-Whole runs, {rounds} of each size, medians; one thread for each worker. Peak memory is that of the process tree. E is the
-number of entries of the upper tiles, about d (d + 1,024) / 2.
+Whole runs, {rounds} of each size, medians; one thread for each worker. Peak memory is that of the process tree. E is
+the number of entries of the upper tiles, about d (d + 1,024) / 2.
 
 ![growth](growth.png)
 
@@ -170,10 +170,8 @@ def page(found: Sequence[Grown]) -> str:
     for grown in found:
         point = grown.point
         spectrum = f"{grown.stage('spectrum'):.2f}" if "spectrum" in grown.rounds[0]["detail"] else ""
-        lines.append(
-            f"| {point.series} | {point.count:,} | {point.size:,} | {grown.seconds:.2f} | {grown.stage('moments'):.2f} | "
-            f"{spectrum} | {grown.peak:,.0f} |"
-        )
+        times = f"{grown.seconds:.2f} | {grown.stage('moments'):.2f} | {spectrum}"
+        lines.append(f"| {point.series} | {point.count:,} | {point.size:,} | {times} | {grown.peak:,.0f} |")
     return "\n".join([*lines, "", *fits(found)]) + "\n"
 
 
@@ -191,10 +189,12 @@ def fits(found: Sequence[Grown]) -> Iterator[str]:
     full, part = of(found, "d, full rank"), of(found, "d, rank 256")
     products = [2.0 * grown.point.count * upper_entries(grown.point.size) for grown in full]
     start, slope, good = line(products, [grown.stage("moments") for grown in full])
-    yield f"- moments, N = {full[0].point.count:,}: {start:.2f} s + 2 N E / {1 / slope / 1e9:.0f} GFLOPS (R^2 {good:.4f})"
+    rate = 1e-9 / slope
+    yield f"- moments, N = {full[0].point.count:,}: {start:.2f} s + 2 N E / {rate:.0f} GFLOPS (R^2 {good:.4f})"
     for name, series in (("direct, d x d", full), ("randomized, rank 256", part)):
         sizes, seconds = [g.point.size for g in series], [g.stage("spectrum") for g in series]
-        yield f"- spectrum, {name}: {seconds[-1]:.2f} s at d = {sizes[-1]:,}, as d^{power(sizes[-3:], seconds[-3:]):.2f}"
+        steep = power(sizes[-3:], seconds[-3:])
+        yield f"- spectrum, {name}: {seconds[-1]:.2f} s at d = {sizes[-1]:,}, as d^{steep:.2f}"
         start, slope, good = line([g.point.size**2 for g in series], [g.peak for g in series])
         yield f"- peak, {name}: {start:,.0f} MiB + {slope * MIB:.1f} bytes x d^2 (R^2 {good:.4f})"
 

@@ -17,8 +17,9 @@ class PeakMemory:
 
     Notes
     -----
-    A process alone is measured by the kernel (VmHWM), exactly. With children, the sum of what each holds, shared pages
-    counted once (PSS), is sampled, so that a short peak may be missed.
+    A process alone is measured by the kernel (VmHWM), looked at every tenth of a second, since tilecov starts that
+    count anew for each stage. With children, the sum of what each holds, shared pages counted once (PSS), is sampled,
+    so that a short peak may be missed.
     """
 
     def __init__(self) -> None:
@@ -42,6 +43,7 @@ class PeakMemory:
         here, pause = psutil.Process(), 0.1
         while not self._stop.wait(pause):
             started = time.perf_counter()
+            self.bytes = max(self.bytes, _own_peak())
             children = here.children(recursive=True)
             if children:
                 self.bytes = max(self.bytes, sum(map(_held, [here, *children])))
