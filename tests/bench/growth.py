@@ -1,15 +1,10 @@
 """How time and peak memory grow with N, d and workers: measured, fitted and drawn.
 
-Usage: growth.py [--quick] [--rounds N] [--out FOLDER] [--data FOLDER]
-
-Writes FOLDER/growth.md, growth.png and growth.json; the same command goes on where it stopped. Whole runs, one thread
-for each worker; medians of rounds.
+Whole runs, one thread for each worker. ``peers.py --table growth`` runs it.
 """
 
-import argparse
 import json
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +12,13 @@ from typing import Any
 
 import numpy as np
 from contests import ALONE, Scale
-from peers import machine
+from here import machine
 from turns import Entry, measure
 
 from tilecov.pipeline.costs import upper_entries
 
 MIB = 2**20
+ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -64,8 +60,8 @@ class Point:
 
 def points(*, quick: bool) -> Iterator[Point]:
     """Yield all sizes, the small ones first."""
-    counts = (200, 400, 800) if quick else (2_500, 5_000, 10_000, 20_000, 40_000)
-    sides = (4, 6, 8) if quick else (16, 24, 32, 40, 48)
+    counts = (200, 400) if quick else (2_000, 5_000, 10_000, 20_000, 40_000)
+    sides = (4, 8) if quick else (16, 24, 32, 40, 48)
     count, side, rank = (200, 8, 4) if quick else (4_000, 32, 256)
     for rows in counts:
         for workers in (1, 2):
@@ -75,22 +71,16 @@ def points(*, quick: bool) -> Iterator[Point]:
         yield Point("d, rank 256", count, grown, {"svd": "randomized", "rank": rank})
 
 
-def main() -> None:
-    """Measure, fit, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, one round")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("bench"))
-    parser.add_argument("--data", type=Path, default=Path("bench/data"))
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    wanted = list(points(quick=options.quick))
-    scale = Scale(options.data.resolve(), options.quick)
-    found = collect(wanted, scale, 1 if options.quick else options.rounds, options.out / "growth.json")
-    text = page([Grown(point, found[point.name]) for point in wanted])
-    (options.out / "growth.md").write_text(text)
-    draw([Grown(point, found[point.name]) for point in wanted], options.out / "growth.png")
-    sys.stdout.write(text)
+def grow(scale: Scale, out: Path, rounds: int | None, *, fresh: bool = False) -> str:
+    """Measure, fit, draw; return the page. What is in ``out`` already is not measured again."""
+    wanted, file = list(points(quick=scale.quick)), out / "growth.json"
+    if fresh:
+        file.unlink(missing_ok=True)
+    measured = collect(wanted, scale, 1 if scale.quick else rounds or ROUNDS, file)
+    found = [Grown(point, measured[point.name]) for point in wanted]
+    (out / "growth.md").write_text(page(found))
+    draw(found, out / "growth.png")
+    return page(found)
 
 
 def collect(wanted: Sequence[Point], scale: Scale, rounds: int, file: Path) -> dict[str, list[dict[str, Any]]]:
@@ -244,7 +234,3 @@ def draw(found: Sequence[Grown], path: Path) -> None:
         panel.set_ylim(bottom=0)
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,8 @@
 
 Usage: peers.py [--quick] [--table NAME] [--rounds N] [--out FOLDER] [--data FOLDER] [--fresh]
 
-Writes FOLDER/peers.md, peers.png and measures.json after every table. What is in measures.json is not measured again
+Writes FOLDER/peers.md, peers.png and measures.json after every table, then growth.md, growth.png and growth.json: how
+cost grows with N, d and workers (the table ``growth``). What is in measures.json is not measured again
 where machine and versions are the same, so the same command goes on, and --rounds 5 adds to 3. Each measure is a
 process of its own; imports and making data ready are not timed. Contenders take turns, forwards and backwards, so that
 a busy minute hits all; ratios are medians over the rounds. A table is made only where all found the same numbers.
@@ -10,25 +11,21 @@ a busy minute hits all; ratios are medians over the rounds. A table is made only
 
 import argparse
 import json
-import os
-import platform
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import growth
 from contests import Scale, contests
+from here import machine
 from tables import Table, draw
 from turns import Contest, take_turns
-
-SHOWN = ("tilecov", "torch", "numpy", "scipy", "Pillow", "imagecodecs", "webdataset", "litdata", "scikit-learn",
-         "scikit-learn-intelex", "dask", "torchmetrics")  # fmt: skip
 
 
 def main() -> None:
     """Measure, print and write."""
-    names = [contest.name for contest in contests(Scale(Path(), quick=True))]
+    names = [*(contest.name for contest in contests(Scale(Path(), quick=True))), "growth"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one round: shows that all of it runs")
     parser.add_argument(
@@ -39,17 +36,20 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("bench/data"), help="where shards are made and kept")
     parser.add_argument("--fresh", action="store_true", help="measure again what has been measured")
     options = parser.parse_args()
-    known = contests(Scale(options.data.resolve(), options.quick))
-    wanted = [found for found in known if not options.table or found.name.startswith(tuple(options.table))]
+    scale = Scale(options.data.resolve(), options.quick)
+    wanted = [name for name in names if not options.table or name.startswith(tuple(options.table))]
     if not wanted:
         parser.error(f"no table is called {' or '.join(options.table)}; there are {', '.join(names)}")
-    kept = Kept(options.out, known, quick=options.quick)
-    for contest in wanted:
-        rounds = kept.rounds(contest, fresh=options.fresh)
-        take_turns(contest, 1 if options.quick else options.rounds or contest.rounds, rounds, kept.save)
-        sys.stdout.write(kept.table(contest).markdown() + "\n")
-        sys.stdout.flush()
-        kept.show()
+    kept = Kept(options.out, contests(scale), quick=options.quick)
+    for contest in kept.known:
+        if contest.name in wanted:
+            rounds = kept.rounds(contest, fresh=options.fresh)
+            take_turns(contest, 1 if options.quick else options.rounds or contest.rounds, rounds, kept.save)
+            sys.stdout.write(kept.table(contest).markdown() + "\n")
+            sys.stdout.flush()
+            kept.show()
+    if "growth" in wanted:
+        sys.stdout.write(growth.grow(scale, options.out, options.rounds, fresh=options.fresh))
 
 
 class Kept:
@@ -64,7 +64,7 @@ class Kept:
     """
 
     def __init__(self, folder: Path, known: Sequence[Contest], *, quick: bool) -> None:
-        self._folder, self._known = folder, known
+        self._folder, self.known = folder, known
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "measures.json"
         self._here = machine()
@@ -93,7 +93,7 @@ class Kept:
         """Write the page and the picture of all that was measured here."""
         done = [
             contest
-            for contest in self._known
+            for contest in self.known
             if self._found.get(contest.name, {}).get("machine") == self._here and self._found[contest.name]["rounds"]
         ]
         tables = [self.table(contest) for contest in done]
@@ -109,15 +109,6 @@ median over the rounds of the ratio within a round. Peak memory is that of the w
 once. All use both cores. `OPENBLAS_CORETYPE` and `OPENBLAS_L2_SIZE` are unset for all contenders, since they slow
 current numpy. A table is made only where all contenders found the same numbers.
 """
-
-
-def machine() -> str:
-    """Return what a reader must know of the machine and of the versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
-    number = next((line.partition(": ")[2] for line in lines if line.startswith("model\t")), "?")
-    versions = ", ".join(f"{name} {version(name)}" for name in SHOWN)
-    return f"{os.cpu_count()} cores of {model} (model {number}); Python {platform.python_version()}; {versions}."
 
 
 if __name__ == "__main__":

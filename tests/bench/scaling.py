@@ -37,6 +37,8 @@ class Cluster:
         Operations a second: a quarter of the 1,979e12, half of the 67e12 that its maker states.
     link : float
         Bytes a second to the store, a GPU.
+    memory : float
+        Bytes of a GPU that a job may use.
     """
 
     gpus: int = 64
@@ -44,6 +46,7 @@ class Cluster:
     int8: float = 4.9e14
     float32: float = 3.3e13
     link: float = 1e9
+    memory: float = 0.8 * 80e9
 
 
 @dataclass(frozen=True)
@@ -151,10 +154,10 @@ def statistics(data: Dataset, cluster: Cluster) -> Iterator[tuple[str, str, str]
 
 def staged_or_resident(data: Dataset, cluster: Cluster) -> Iterator[tuple[str, str, str]]:
     """Yield what lies between reading and the covariance."""
-    entries, resident = upper_entries(data.size), data is FIVE_BILLION
+    entries, resident = upper_entries(data.size), 4 * upper_entries(data.size) < cluster.memory
     side = group_side(data, cluster)
     groups = tiles_of(data.size) / side
-    yield "strategy", "4 E against 80 GB of a GPU", f"{'resident' if resident else 'staged'}, {size(4 * entries)}"
+    yield "strategy", "4 E against 0.8 x 80 GB", f"{'resident' if resident else 'staged'}, {size(4 * entries)}"
     yield "partials", "N / 131,071, at the least", f"{data.parts:,}" if resident else "none"
     yield "their bytes, written and read again", "4 E each", size(4.0 * entries * data.parts) if resident else "none"
     yield "their PUTs, and GETs again", "P each", count(data.pairs * data.parts) if resident else "none"
