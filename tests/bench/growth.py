@@ -18,7 +18,7 @@ from turns import Entry, measure
 from tilecov.pipeline.costs import upper_entries
 
 MIB = 2**20
-ROUNDS = 3
+ROUNDS = 2
 
 
 @dataclass(frozen=True)
