@@ -66,6 +66,7 @@ def reading(scale: Scale, kind: str) -> Contest:
         return [
             Entry("tilecov, 1 process, 2 threads", "reading.tilecov", {**same, "threads": 2, "check": True}, 0),
             Entry("WebDataset, 2 processes", "reading.webdataset", checked, 0),
+            Entry("WebDataset, 1 process", "reading.webdataset", {**checked, "processes": 1}, 0),
             Entry("litdata, 2 processes", "reading.litdata", {**checked, "folder": str(Path(shards[0]).parent)}, 0),
             Entry("tarfile, nothing decoded", "reading.tarfile_alone", same, 0),
         ]
