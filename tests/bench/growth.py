@@ -215,6 +215,8 @@ def draw(found: Sequence[Grown], path: Path) -> None:
         values = np.array([one.stage(stage) for one in series])
         time_d.loglog(sizes, values[-1] * (sizes / sizes[-1]) ** order, color=colour, lw=1, ls="--")
         time_d.loglog(sizes, values, "o", color=colour, label=f"{label} (line: d^{order})")
+    time_d.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    time_d.minorticks_off()
     for label, series, colour in (("direct", full, "#d1662b"), ("rank 256", part, "#4a8f3c")):
         values = [one.peak for one in series]
         start, slope, _ = line(sizes**2, values)
