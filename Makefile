@@ -1,10 +1,11 @@
-# The whole vocabulary: demo test slow lint types docker clean. Each target makes its own environment in .venv.
+# The whole vocabulary: demo test slow lint types bench docker clean. Each target makes its own environment in .venv.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := demo
+BENCH  :=
 
-.PHONY: demo test slow lint types docker clean
+.PHONY: demo test slow lint types bench docker clean
 
 # constraints.txt pins what this project is tested with; users install with pyproject's bounds alone.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -36,9 +37,22 @@ types: $(VENV)/.installed
 	$(BIN)/pip install --quiet --no-deps --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy -p tilecov.pipeline -p tilecov.storage
 
+# tilecov beside its peers: make bench BENCH='--table covariance --rounds 5'; --help lists more. The peers have an
+# environment of their own, which sees what is in .venv, so that torch is installed once.
+$(VENV)/bench/.installed: $(VENV)/.installed pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)/bench
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > "$$($(VENV)/bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tilecov-environment.pth"
+	$(VENV)/bench/bin/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(VENV)/bench/bin/pip install --quiet --constraint constraints.txt --no-deps litdata
+	touch $@
+
+bench: $(VENV)/bench/.installed
+	$(VENV)/bench/bin/python tests/bench/peers.py $(BENCH)
+
 # Builds the image and runs compose with it, on the engine that docker reaches, or as root on one of its own.
 docker: $(VENV)/.installed
 	$(BIN)/pytest -m 'slow or not slow' tests/docker
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -24,3 +24,11 @@ def test_remote_reading_runs_small() -> None:
     said = bench("remote_reading.py", "--latency", "0.001", "--mib", "3")
     assert "one fsspec stream" in said
     assert "ratio" in said
+
+
+def test_the_page_on_scaling_has_what_the_formulas_give() -> None:
+    said = subprocess.check_output([sys.executable, str(BENCH / "scaling.py")], text=True)
+    page = (BENCH.parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    tables = said.strip().split("\n\n")
+    assert len(tables) == 3
+    assert [table for table in tables if table not in page] == []

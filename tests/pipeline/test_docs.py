@@ -54,5 +54,6 @@ def test_every_dependency_has_its_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     table = contributing[contributing.index("## Why each") :]
-    every = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    extras = project["optional-dependencies"]
+    every = [*project["dependencies"], *extras["dev"], *extras["bench"]]
     assert [name for name in every if re.split(r"[<>=]", name)[0].lower() not in table.lower()] == []

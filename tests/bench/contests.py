@@ -1,0 +1,176 @@
+"""The contests: who does what, with which data, in full and in a quick run."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from turns import Contest, Entry
+
+ALONE = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
+"""One thread for each product: what Dask asks for where its own threads share the cores."""
+APPROXIMATE = 0.05
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of a run.
+
+    Parameters
+    ----------
+    data : Path
+        Where shards are made, and kept from run to run.
+    quick : bool
+        Tiny sizes: shows that all of it runs, and measures nothing.
+    """
+
+    data: Path
+    quick: bool
+
+    def shards(self, count: int, side: int, channels: int, kind: str = "png") -> list[str]:
+        """Return shards of up to a thousand dead-leaves images each; made where they are not there."""
+        folder = self.data / f"{kind}-{side}-{channels}-{count}"
+        if not folder.exists():
+            part = folder.with_name(f"{folder.name}-part")
+            command = [sys.executable, "-m", "tilecov.pipeline.cli", "synth", f"{part}/x-%06d.tar", "--quiet"]
+            command += ["--count", str(count), "--resolution", str(side), "--channels", str(channels)]
+            subprocess.run([*command, "--format", kind, "--overwrite", "--workers", "2"], check=True)
+            part.rename(folder)
+        return sorted(map(str, folder.glob("*.tar")))
+
+
+def contests(scale: Scale) -> list[Contest]:
+    """Return all of them, the quickest first."""
+    return [
+        reading(scale, "png"),
+        reading(scale, "jpg"),
+        components(scale, full=True),
+        components(scale, full=False),
+        job(scale, 28, 1, 60_000, rounds=3),
+        job(scale, 32, 3, 50_000, rounds=3),
+        workers(scale),
+        covariance(scale),
+        job(scale, 64, 3, 15_000, rounds=1),
+    ]
+
+
+def reading(scale: Scale, kind: str) -> Contest:
+    """Return the contest of reading and decoding."""
+    count = 130 if scale.quick else 15_000
+
+    def entries() -> list[Entry]:
+        shards = scale.shards(count, 64, 3, kind)
+        same = {"shards": shards, "count": count}
+        checked = {**same, "processes": 2, "check": True}
+        return [
+            Entry("tilecov, 1 process, 2 threads", "reading.tilecov", {**same, "threads": 2, "check": True}, 0),
+            Entry("WebDataset, 2 processes", "reading.webdataset", checked, 0),
+            Entry("WebDataset, 1 process", "reading.webdataset", {**checked, "processes": 1}, 0),
+            Entry("litdata, 2 processes", "reading.litdata", {**checked, "folder": str(Path(shards[0]).parent)}, 0),
+            Entry("tarfile, nothing decoded", "reading.tarfile_alone", same, 0),
+        ]
+
+    note = (
+        "Local files to uint8 pixels, CHW, in batches of 64 (tilecov: blocks of 1,024). WebDataset: `decode`, "
+        "`batched` and `WebLoader`; litdata: the same encoded images in its own format, decoded by Pillow. Sums of "
+        "each pixel over all images are equal."
+    )
+    return Contest(f"reading-{kind}", f"Read and decode: {count:,} {kind.upper()} of 64 x 64 x 3", note, entries)
+
+
+def covariance(scale: Scale) -> Contest:
+    """Return the contest of the covariance."""
+    side, count = (8, 600) if scale.quick else (64, 8_192)
+    size = 3 * side**2
+
+    def entries() -> list[Entry]:
+        same = {"count": count, "size": size}
+        return [
+            Entry("tilecov, exact", "covariance.tilecov", same),
+            Entry("reference's loop", "covariance.reference", same),
+            Entry("scikit-learn-intelex", "covariance.intelex", same),
+            Entry("bare syrk (SciPy)", "covariance.syrk", same),
+            Entry("dask.array to Zarr", "covariance.dask_array", same, environment=ALONE),
+            Entry("torchmetrics, FID sums", "covariance.torchmetrics", same),
+        ]
+
+    note = (
+        "Rows lie ready in memory, uint8 for tilecov, float32 for the others, and count in the peak. tilecov: exact "
+        "integer sums, finalised in float64. The reference's loop (batches of 256) and torchmetrics (float64; batches "
+        "of 4,096) multiply both triangles; syrk and dask.array are given centred rows, and syrk only multiplies. "
+        "scikit-learn-intelex: IncrementalEmpiricalCovariance. 64 entries of each covariance are equal to 1e-3 of the "
+        "largest."
+    )
+    return Contest("covariance", f"Covariance: {count:,} rows in memory, d = {size:,}", note, entries, 3)
+
+
+def components(scale: Scale, *, full: bool) -> Contest:
+    """Return the contest of covariance and eigenvectors: all, or the leading 64."""
+    side, count = (8, 600) if scale.quick else (32, 8_192)
+    size = 3 * side**2
+    rank = size if full else 64
+    same = {"count": count, "size": size}
+    ours = Entry("tilecov", "components.tilecov", {**same, "rank": rank})
+    peers = [Entry("PCA(covariance_eigh)", "components.pca", same)]
+    if not full:
+        batch, chunk = (300, 300) if scale.quick else (512, 4096)
+        ranked = {**same, "rank": rank}
+        peers = [
+            Entry("IncrementalPCA", "components.incremental_pca", {**ranked, "batch": batch}, APPROXIMATE),
+            Entry("dask svd_compressed", "components.dask_svd", {**ranked, "chunk": chunk}, APPROXIMATE, ALONE),
+        ]
+    note = (
+        "Rows lie ready in memory. Exact covariance, then LAPACK, against scikit-learn's `PCA`; the 8 leading "
+        "eigenvalues are equal to 1e-3."
+        if full
+        else "Rows lie ready in memory. tilecov sums the exact covariance and takes its leading eigenpairs to a "
+        "residual of 1e-5; IncrementalPCA (batches of 512) and dask.array (2 power iterations) approximate them: the 8 "
+        "leading eigenvalues are equal to 5 %."
+    )
+    title = f"Principal components: {count:,} rows in memory, d = {size:,}, {'all' if full else f'the leading {rank}'}"
+    return Contest(f"components-{'all' if full else rank}", title, note, lambda: [ours, *peers], 3)
+
+
+def job(scale: Scale, side: int, channels: int, count: int, rounds: int) -> Contest:
+    """Return the contest of whole jobs."""
+    small, images, part = (8, 300, "16") if scale.quick else (side, count, "1024")
+    name = f"job-{side}"
+
+    def entries() -> list[Entry]:
+        shards = scale.shards(images, small, channels)
+        same = {
+            "shards": shards, "count": images, "resolution": small, "channels": channels,
+            "folder": str(Path(shards[0]).parent),
+        }  # fmt: skip
+        full = Entry("tilecov, full rank", "jobs.tilecov", same)
+        leading = Entry(f"tilecov, rank {int(part):,}", "jobs.tilecov", {**same, "rank": int(part)}, 1e-2)
+        reference = Entry("reference, full rank", "jobs.reference", same)
+        return [full, *([leading] if side == 64 else []), reference]
+
+    note = (
+        "From shards to the four artifacts on disk; tilecov checks them too. The reference reads the same PNG as "
+        "files: two passes of a DataLoader with 2 workers and Pillow, then `torch.linalg.svd`. Eigenvalues, mean, and "
+        "the product of the covariance with a vector are equal to 1e-3 (rank 1,024: 1e-2)."
+    )
+    return Contest(name, f"Whole job: {images:,} images of {small} x {small} x {channels}", note, entries, rounds)
+
+
+def workers(scale: Scale) -> Contest:
+    """Return the contest of two workers and one, a thread each."""
+    side, count = (8, 300) if scale.quick else (64, 15_000)
+
+    def entries() -> list[Entry]:
+        shards = scale.shards(count, side, 3)
+        same: dict[str, Any] = {
+            "shards": shards, "count": count, "resolution": side, "channels": 3, "rank": 0,
+            "folder": str(Path(shards[0]).parent),
+        }  # fmt: skip
+        one = {"environment": ALONE, "tolerance": 0.0}
+        return [
+            Entry("tilecov, 2 workers", "jobs.tilecov", {**same, "workers": 2}, **one),  # type: ignore[arg-type]
+            Entry("tilecov, 1 worker", "jobs.tilecov", {**same, "threads": 1}, **one),  # type: ignore[arg-type]
+        ]
+
+    note = "Shards to mean and covariance, one thread for each worker; digests are equal."
+    return Contest("workers", f"Two workers and one: {count:,} images of {side} x {side} x 3", note, entries, 3)
