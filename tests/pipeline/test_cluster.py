@@ -30,6 +30,8 @@ pytestmark = pytest.mark.filterwarnings(
 )
 memories = ClusterExecutor.memories
 LONG = 120.0  # seconds after which something that should happen has not
+INTERRUPTIBLE = ("env", "--default-signal=INT", sys.executable)
+"""Python as a terminal starts it: what a script starts behind it ignores Ctrl-C."""
 PROCESS = """
 import sys
 from distributed.cli.dask_{0} import main
@@ -331,7 +333,7 @@ def test_ctrl_c_frees_the_workers_of_a_scheduler(tmp_path: Path, cluster: Cluste
     cluster.worker()
     where = ["--scheduler", cluster.address]
     options = ["--resolution", "32", "--rank", "0", "--block-rows", "8", "--out", str(job.out), "--quiet"]
-    command = [sys.executable, "-m", "tilecov.pipeline.cli", "run", *job.shards, *options, *where]
+    command = [*INTERRUPTIBLE, "-m", "tilecov.pipeline.cli", "run", *job.shards, *options, *where]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
     until(lambda: list((tmp_path / "run" / "work").rglob("*.json")))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
@@ -347,7 +349,7 @@ def test_ctrl_c_frees_the_workers_of_a_scheduler(tmp_path: Path, cluster: Cluste
 def test_ctrl_c_frees_the_workers_of_this_machine(tmp_path: Path) -> None:
     job = large_job(tmp_path)
     options = ["--resolution", "32", "--rank", "0", "--block-rows", "8", "--out", str(job.out), "--workers", "3"]
-    command = [sys.executable, "-m", "tilecov.pipeline.cli", "run", *job.shards, *options, "--log", "json"]
+    command = [*INTERRUPTIBLE, "-m", "tilecov.pipeline.cli", "run", *job.shards, *options, "--log", "json"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, text=True) as process:
         assert process.stderr is not None
         events = [json.loads(process.stderr.readline())["event"] for _ in range(2)]
