@@ -21,7 +21,7 @@ class SampleError(BadDataError):
         self.shard, self.key, self.reason = shard, key, reason
 
     def __str__(self) -> str:
-        return f"sample {self.key!r} of {self.shard}: {self.reason}. --on-error skip goes on without it"
+        return f"sample {self.key!r} of {self.shard}: {self.reason.rstrip('.')}. --on-error skip goes on without it"
 
 
 class ShardError(BadDataError):

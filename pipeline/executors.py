@@ -6,7 +6,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import resource_tracker
 from typing import Any
@@ -88,11 +88,14 @@ def executor_of(job: Job) -> Iterator[TaskExecutor]:
                 f"no Dask scheduler answers at {job.scheduler} within {ANSWER:.0f} s; start one with "
                 "`dask scheduler`, or use --workers N on this machine"
             ) from error
-        with client:
+        try:
             executor = ClusterExecutor(client, job.scheduler)
             executor.check_workers()
             with executor.told_of_retries():
                 yield executor
+        finally:
+            with suppress(RuntimeError, OSError):  # of a scheduler that was lost: the run says so itself
+                client.close()
 
 
 def measure_for(job: Job, out: str | None) -> Machine:

@@ -43,7 +43,7 @@ class Grouping:
             return cls("json", text.removeprefix("json:"))
         try:
             re.compile(text)
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(f"{text!r} is neither cls nor json:FIELD nor a regular expression: {error}") from error
         return cls("key", text)
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tilecov.storage.lease import NAME as LEASE
@@ -10,7 +11,7 @@ from tilecov.storage.lease import LeaseHeldError, lease
 from tilecov.storage.listing import Shard, list_shards
 from tilecov.storage.objects import Folder
 from tilecov.storage.redact import redact, redact_url
-from tilecov.storage.runs import FORMAT, LEDGER, WORK, RunFolder, now, versions
+from tilecov.storage.runs import FORMAT, LEDGER, REPORT, WORK, RunFolder, now, versions
 
 from .errors import BusyError, DoesNotFitError, OtherJobError
 from .job import Job
@@ -59,6 +60,8 @@ def go_on(job: Job, shards: tuple[Shard, ...], folder: RunFolder, begin: Any, ob
         if manifest["state"] == "complete":
             _check_shards(manifest, shards, folder)
             observer.note(f"already complete: {folder.url}")
+            if not folder.root.exists(REPORT):  # killed before it was written
+                _report(folder, observer)
             return manifest
     try:
         with lease(folder.root):
@@ -76,8 +79,25 @@ def go_on(job: Job, shards: tuple[Shard, ...], folder: RunFolder, begin: Any, ob
         raise BusyError(str(error)) from error
 
 
-def _begin(job: Job, shards: tuple[Shard, ...], folder: RunFolder) -> Manifest:
-    """Plan the job, then write the manifest of a run that has just begun."""
+@dataclass(frozen=True)
+class Foreseen:
+    """What is known of a job before its run begins.
+
+    Parameters
+    ----------
+    sources : list of dict
+        Finished runs whose moments are taken over.
+    facts : DatasetFacts
+    plan : Plan
+    """
+
+    sources: list[dict[str, Any]]
+    facts: "DatasetFacts"
+    plan: Plan
+
+
+def foresee(job: Job, shards: tuple[Shard, ...]) -> Foreseen:
+    """Look at the first samples and at the runs to extend, measure the machine, and plan; it writes no run."""
     from .executors import measure_for
     from .facts import inspect
 
@@ -85,8 +105,14 @@ def _begin(job: Job, shards: tuple[Shard, ...], folder: RunFolder) -> Manifest:
     todo = new_to(sources, shards, job)
     facts = inspect(job, todo) if todo else nothing_to_read(sources)
     check_kinds([*sources, {"url": "the shards named", "kind": facts.kind}])
-    planned = plan(job, facts, measure_for(job, job.out))
-    return write_manifest(folder, job, planned, sources, facts.kind, shards, facts.samples)
+    return Foreseen(sources, facts, plan(job, facts, measure_for(job, job.out)))
+
+
+def _begin(job: Job, shards: tuple[Shard, ...], folder: RunFolder) -> Manifest:
+    """Plan the job, then write the manifest of a run that has just begun."""
+    found = foresee(job, shards)
+    facts = found.facts
+    return write_manifest(folder, job, found.plan, found.sources, facts.kind, shards, facts.samples)
 
 
 def nothing_to_read(sources: list[dict[str, Any]]) -> "DatasetFacts":
@@ -114,8 +140,11 @@ def write_manifest(
     samples: int,
 ) -> Manifest:
     """Write the manifest of a run that has just begun; OtherJobError where the folder holds other things."""
-    if [name for name in folder.root.names() if not name.startswith(LEASE)]:
+    names = [name for name in folder.root.names() if not name.lstrip(".").startswith(LEASE)]
+    if not all(map(_is_unfinished, names)):
         raise OtherJobError(f"{folder.url} is not empty and holds no run; choose another --out")
+    for name in names:
+        folder.root.remove(name)
     size = sum(shard.size for shard in shards)
     manifest = {
         "format": FORMAT,
@@ -130,6 +159,11 @@ def write_manifest(
     }
     folder.save(manifest)
     return manifest
+
+
+def _is_unfinished(name: str) -> bool:
+    """Return whether a file is one that a killed process was still writing beside its place, or to measure the disk."""
+    return name.startswith(".") and name.endswith(".tmp")
 
 
 def source_of(url: str, job: Job, sign: int) -> dict[str, Any]:
@@ -227,11 +261,22 @@ def _carry_out(
                 if not repair(context, todo[0].name, error):
                     raise
         manifest["stages"] = {name: manifest["stages"][name] for name in names}
+    if not job.keep_rows:
+        folder.root.remove(WORK)  # before the run is called complete: nothing is left behind where it is killed here
     manifest["state"], manifest["completed"] = "complete", now()
     folder.save(manifest)
-    if not job.keep_rows:
-        folder.root.remove(WORK)
+    _report(folder, observer)
     return manifest
+
+
+def _report(folder: RunFolder, observer: Observer) -> None:
+    """Write the report into the run folder; a run is complete without it."""
+    from .report import write_report
+
+    try:
+        write_report(folder)
+    except OSError as error:
+        observer.note(f"no report was written ({error}); `tilecov report {folder.url}` makes it")
 
 
 def _check_memory(job: Job, planned: Plan, manifest: Manifest) -> None:

@@ -20,6 +20,7 @@ STATISTICS = "statistics.zarr"
 MOMENTS = "moments.zarr"
 ARTIFACTS = "artifacts"
 WORK = "work"
+REPORT = "report.html"
 
 _ATTEMPT = re.compile(r".+-[0-9a-f]{12}")  # as `fresh` names them
 

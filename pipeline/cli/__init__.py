@@ -10,7 +10,7 @@ import typer
 
 from tilecov.storage.redact import redact, secrets_of
 
-from . import data, derive, look, work
+from . import data, derive, look, remote, report, serve, work
 
 __all__ = ["app", "main"]
 
@@ -26,6 +26,9 @@ work.register(app)
 look.register(app)
 data.register(app)
 derive.register(app)
+report.register(app)
+serve.register(app)
+remote.register(app)
 
 
 def main() -> None:

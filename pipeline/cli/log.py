@@ -33,10 +33,12 @@ class Log(Observer):
     ----------
     secrets : iterable of str
         Values that are hidden wherever they would be written.
+    every : float
+        Seconds between two lines of progress.
     """
 
-    def __init__(self, secrets: Iterable[str] = ()) -> None:
-        self._secrets = frozenset(secrets)
+    def __init__(self, secrets: Iterable[str] = (), every: float = _EVERY) -> None:
+        self._secrets, self._every = frozenset(secrets), every
         self._lock = threading.Lock()
         self._began = self._started = self._last = time.monotonic()
         self._stage: dict[str, Any] = {}
@@ -85,7 +87,7 @@ class Log(Observer):
         with self._lock:
             self._done += done
             self._rows += rows
-            if now - self._last < _EVERY:
+            if now - self._last < self._every:
                 return
             self._last = now
             found = {**self._stage, "done": self._done, "rows": self._rows, "seconds": round(now - self._started, 3)}
@@ -142,9 +144,9 @@ class Log(Observer):
 
 
 @contextmanager
-def logging(secrets: Iterable[str]) -> Iterator[Log]:
+def logging(secrets: Iterable[str], every: float = _EVERY) -> Iterator[Log]:
     """Give a log that retries are told to; a failure becomes its last line, and the exit status."""
-    log = Log(secrets)
+    log = Log(secrets, every)
     try:
         with telling(log.retried):
             yield log

@@ -8,22 +8,11 @@ from rich.table import Table
 
 from tilecov.storage.redact import redact_url
 
+from ..report.tables import MEASURES
 from ..sizes import show_size, show_time
 
 if TYPE_CHECKING:
     from ..plan import Plan
-
-_MEASURES = {
-    "residual": "||S U - U diag(LA)|| / ||S||",
-    "orthogonality": "||U^T U - I|| / sqrt(k)",
-    "trace": "|sum LA - trace S| / trace S",
-    "frobenius": "| ||LA|| - ||S|| | / ||S||",
-    "eigenvalue_error": "no eigenvalue is further off, relative to the largest",
-    "energy": "sum LA / trace S",
-    "condition": "largest / smallest eigenvalue",
-    "rank": "eigenvalues above 0",
-    "tail": "mean of the eigenvalues that were cut",
-}
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -100,7 +89,7 @@ def print_certificate(certificate: Mapping[str, Any]) -> None:
     if not certificate:
         return
     table = Table("certificate", _right("measured"), "what it is", box=None)
-    for name, meaning in _MEASURES.items():
+    for name, meaning in MEASURES:
         value = certificate.get(name)
         shown = "-" if value is None else str(value) if isinstance(value, int) else f"{value:.6g}"
         table.add_row(name, shown, meaning)

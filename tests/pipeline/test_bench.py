@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 BENCH = Path(__file__).parents[1] / "bench"
 
 
@@ -13,6 +15,7 @@ def bench(name: str, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
+@pytest.mark.slow
 def test_resident_runs_small(shards: Callable[..., list[str]]) -> None:
     pattern = str(Path(shards(count=40, resolution=4)[0]).parent / "*.tar")
     said = bench("resident.py", "--shards", pattern, "--resolution", "4", "--copies", "1")
@@ -20,6 +23,7 @@ def test_resident_runs_small(shards: Callable[..., list[str]]) -> None:
     assert "reference loop" in said
 
 
+@pytest.mark.slow
 def test_remote_reading_runs_small() -> None:
     said = bench("remote_reading.py", "--latency", "0.001", "--mib", "3")
     assert "one fsspec stream" in said

@@ -25,7 +25,7 @@ from tilecov.pipeline.merge import merge
 from tilecov.pipeline.synth import synth
 from tilecov.pipeline.verify import verify
 from tilecov.storage.objects import Folder
-from tilecov.storage.runs import RunFolder
+from tilecov.storage.runs import REPORT, WORK, RunFolder
 
 Strategy = Any
 
@@ -91,6 +91,31 @@ def test_lost_work_is_read_again(tmp_path: Path, strategy: Strategy, monkeypatch
     manifest = run(Job(shards=paths, resolution=4, rank=0, out=str(tmp_path / "run"), strategy=strategy))
     assert manifest["repaired"]
     assert manifest["moments_digest"] == digest_of(images)
+
+
+@pytest.mark.parametrize(("method", "at"), [("remove", WORK), ("writing", REPORT)])
+def test_a_crash_at_the_very_end_leaves_nothing_undone(
+    tmp_path: Path, method: str, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is called complete has nothing left to clear away, and gets the report that it still lacks."""
+    paths = tuple(str(path) for path in write_shards(tmp_path / "shards", random_images(24, 4), 2))
+    job = Job(shards=paths, resolution=4, rank=4, out=str(tmp_path / "run"))
+    original = getattr(Folder, method)
+
+    def crashing(self: Folder, name: str = "") -> Any:
+        if name == at:
+            raise Crash
+        return original(self, name)
+
+    monkeypatch.setattr(Folder, method, crashing)
+    with pytest.raises(Crash):
+        run(job)
+    monkeypatch.setattr(Folder, method, original)
+    assert not (tmp_path / "run" / REPORT).exists()
+    assert run(job)["state"] == "complete"
+    assert not (tmp_path / "run" / WORK).exists()
+    assert (tmp_path / "run" / REPORT).exists()
+    assert verify(RunFolder(Folder(str(tmp_path / "run"))))[1] == []
 
 
 def test_a_shard_that_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,3 +331,16 @@ def test_a_source_that_was_made_anew_since_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").rename(tmp_path / "a")
     with pytest.raises(OtherJobError, match=f"{manifest['sources'][0]['digest']} when .* was begun"):
         merge([str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "c"), allow_duplicates=True)
+
+
+@pytest.mark.parametrize("left", [".tilecov-123.tmp", ".run.json.0123456789abcdef.tmp", "lease.json.0123"])
+def test_what_a_kill_leaves_before_a_run_has_begun_hinders_nothing(tmp_path: Path, left: str) -> None:
+    shards = tuple(str(path) for path in write_shards(tmp_path / "shards", random_images(20, 4), 1))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / left).write_bytes(b"half")
+    assert run(Job(shards=shards, resolution=4, rank=0, out=str(tmp_path / "run")))["state"] == "complete"
+    assert (tmp_path / "run" / left).exists() == left.startswith("lease")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_bytes(b"mine")
+    with pytest.raises(OtherJobError, match="not empty"):
+        run(Job(shards=shards, resolution=4, rank=0, out=str(tmp_path / "other")))

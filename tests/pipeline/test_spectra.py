@@ -95,6 +95,7 @@ def test_the_spectrum_decides_the_rank(tmp_path: Path, shards: Path, rank: str, 
     assert WienerFilter.load(tmp_path / "run").U.shape == (SIZE, wanted)
 
 
+@pytest.mark.slow
 def test_workers_make_the_slabs_together(tmp_path: Path, shards: Path) -> None:
     images = random_images(40, 23)  # d = 1,587 is two tile columns
     write_shards(tmp_path / "shards", images, 2)
@@ -109,7 +110,7 @@ class Crash(BaseException):
     """Stops a run where it stands, as kill -9 would: nothing catches it."""
 
 
-@pytest.mark.parametrize("name", ["blocked", "randomized"])
+@pytest.mark.parametrize("name", [pytest.param("blocked", marks=pytest.mark.slow), "randomized"])
 def test_a_crash_at_every_write_of_the_spectrum(
     tmp_path: Path, shards: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,9 @@
 """Whole jobs with shards and run folder in an S3 store: the digest of the local run, faults or not."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,7 @@ def check(job: dict[str, Any], options: dict[str, Any], **changes: Any) -> None:
     assert manifest["moments_digest"] == job["digest"]
 
 
-@pytest.mark.parametrize("strategy", ["resident", "staged"])
+@pytest.mark.parametrize("strategy", ["resident", pytest.param("staged", marks=pytest.mark.slow)])
 def test_shards_and_run_folder_in_a_store(s3: Store, job: dict[str, Any], strategy: Any) -> None:
     check(job, s3.options, strategy=strategy)
     folder = Folder(job["out"], s3.options)
@@ -71,6 +74,39 @@ def test_a_job_through_faults(s3: Store, job: dict[str, Any], proxy: FaultProxy,
 def test_a_job_through_a_dark_line(s3: Store, job: dict[str, Any], proxy: FaultProxy) -> None:
     proxy.go_dark(10)
     check(job, s3.through(proxy.port))
+
+
+@pytest.mark.slow
+def test_two_workers_keep_credentials_to_themselves(s3: Store, proxy: FaultProxy, tmp_path: Path) -> None:
+    """Neither of a run that fails in a worker nor of one that ends well, with retries told, is any found."""
+    hidden, temporary = "hunter2/Zx+9hunter2", tmp_path / "temporary"
+    temporary.mkdir()
+    proxy.faults = Faults(cut=0.6)
+    options = {**s3.through(proxy.port), "key": f"key-{hidden}", "secret": hidden, "token": f"token-{hidden}"}
+    names = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_CONNECTION_STRING")
+    environment = {**os.environ, **dict.fromkeys(names, f"environment-{hidden}"), "TMPDIR": str(temporary)}
+    whole = write_shards(tmp_path / "shards", random_images(60, 8), 4)
+    damaged = bytearray(whole[-1].read_bytes())
+    image = damaged.rindex(b"IDAT")
+    damaged[image : image + 60] = bytes(60)
+    whole[-1].with_name("part-009.tar").write_bytes(damaged)
+    s3.put(tmp_path / "shards", "hidden")
+    said = ""
+    for shards, code in (("part-00[0-9].tar", 1), ("part-00[0-3].tar", 0)):
+        arguments = [f"s3://bucket/hidden/{shards}", "--resolution", "8", "--out", str(tmp_path / "run" / str(code))]
+        command = [sys.executable, "-m", "tilecov.pipeline.cli", "run", *arguments, "--workers", "2", "--log", "json"]
+        done = subprocess.run(
+            [*command, "--storage-options", json.dumps(options)],
+            env=environment, cwd=temporary, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        assert "part-009.tar" in done.stderr or code == 0
+        said += done.stdout + done.stderr
+    assert '"event": "retry"' in said
+    assert "hunter2" not in said
+    left = [path for folder in ("run", "temporary") for path in (tmp_path / folder).rglob("*") if path.is_file()]
+    assert len(left) > 10
+    assert [path for path in left if b"hunter2" in path.read_bytes() or "hunter2" in str(path)] == []
 
 
 def test_a_missing_shard_is_said_in_one_line(s3: Store, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,59 @@
+"""What anybody can do to a connection before a request is whole."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from running import Service, serving
+
+from tilecov.pipeline.service import connections
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder: Path = tmp_path_factory.mktemp("connections")
+    with serving(folder / "root", [str(folder)]) as found:
+        yield found
+
+
+def talk(service: Service, *pieces: bytes) -> bytes:
+    """Send pieces; return all that is answered until the other side closes."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as line:
+        try:
+            for piece in pieces:
+                line.sendall(piece)
+            while found := line.recv(1 << 16):
+                answer += found
+        except ConnectionError:  # closed while we still wrote
+            pass
+    return answer
+
+
+@pytest.mark.parametrize(
+    "piece", [b"x" * 1000, b"x" * 1000 + b": y\r\n", b"x: " + b"y" * 997 + b"\r\n"], ids=["name", "names", "values"]
+)
+def test_an_endless_head_is_refused(running: Service, piece: bytes) -> None:
+    pieces = [piece] * 3000
+    answer = talk(running, b"GET /runs HTTP/1.1\r\nHost: 127.0.0.1\r\n", *pieces, b"\r\n\r\n")
+    assert b" 200 " not in answer
+    assert talk(running, b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n").endswith(b"}")
+
+
+def test_a_request_in_small_pieces_is_answered(running: Service) -> None:
+    whole = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    assert talk(running, *(whole[at : at + 1] for at in range(len(whole)))).startswith(b"HTTP/1.1 200 ")
+
+
+def test_trailers_are_no_headers(running: Service) -> None:
+    head = b"POST /plan HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    body = b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n" + b"Origin: http://elsewhere\r\n" * 100 + b"\r\n"
+    assert talk(running, head + body).startswith(b"HTTP/1.1 422 ")
+
+
+@pytest.mark.slow
+def test_a_head_that_does_not_come_is_not_waited_for(running: Service) -> None:
+    assert connections.HEAD_SECONDS < 30
+    for start in (b"", b"GET /runs HTTP/1.1\r\nHost: 127.0"):
+        assert talk(running, start).startswith(b"HTTP/1.1 400 ")
