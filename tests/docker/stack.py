@@ -117,7 +117,9 @@ def running(engine: Engine, folder: Path) -> Iterator[Stack]:
         stack.compose("up", "--detach", "--wait", "--no-build", "--scale", "worker=2")
         yield stack
     finally:
-        stack.compose("--profile", "job", "down", "--volumes", "--remove-orphans", "--timeout", "5")
+        stack.compose(
+            "--profile", "job", "--profile", "service", "down", "--volumes", "--remove-orphans", "--timeout", "5"
+        )
 
 
 def until(what: Callable[[], Any]) -> Any:

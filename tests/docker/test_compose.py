@@ -15,6 +15,7 @@ from PIL import Image
 from stack import KEY, SECRET, USER, Stack, running, until
 
 from tilecov.pipeline import Job, load_wiener_filter, run
+from tilecov.pipeline.service.client import Client, ServiceError
 from tilecov.pipeline.verify import verify
 from tilecov.storage.objects import Folder
 from tilecov.storage.runs import RunFolder
@@ -216,6 +217,37 @@ def test_a_worker_keeps_inside_its_container_s_memory(stack: Stack, tmp_path: Pa
     assert manifest["moments_digest"] == dataset.digest(channels=1)
     for name, stage in manifest["stages"].items():
         print(name, stage.get("peak_memory", 0) >> 20, "MiB, its worker has 700")  # noqa: T201
+
+
+def test_the_service_does_jobs_on_the_workers(stack: Stack, small: Dataset) -> None:
+    """Queue, shards and runs lie in the bucket: a service that is killed goes on when it is started again."""
+    token = "hunter2hunter2hunter2"
+    file = stack.env.with_name("token")
+    file.write_text(token)
+    prefix = f"{BUCKET}/{small.folder.name}"
+    stack.set(TOKEN_FILE=str(file), ALLOW=prefix, ROOT=f"{BUCKET}/service", SERVICE_PORT="0")
+    up = ("--profile", "service", "up", "--detach", "--wait", "--no-build", "--scale", "worker=2")
+    stack.compose(*up)
+    job = {"shards": [f"{prefix}/*.tar"], "resolution": small.resolution, "rank": 0}
+
+    def client(token: str = token) -> Client:
+        port = stack.compose("port", "service", "8750").rpartition(":")[2]
+        return Client(f"http://127.0.0.1:{port}", token)
+
+    with pytest.raises(ServiceError, match="token"):
+        client("").runs()
+    with pytest.raises(ServiceError, match="/etc"):
+        client().submit({**job, "shards": ["/etc/*.tar"]})
+    first = client().wait(client().submit(job)["id"])
+    second = client().submit({**job, "channels": 1})["id"]
+    stack.engine.docker("kill", stack.containers("service")[0])
+    stack.compose(*up)
+    last = client().wait(second)
+    assert (first["state"], last["state"]) == ("complete", "complete"), (first["error"], last["error"])
+    assert first["result"]["moments_digest"] == small.digest()
+    shown = stack.engine.docker("inspect", stack.containers("service")[0])
+    assert "hunter2" not in shown + stack.compose("logs", "service")
+    stack.compose("rm", "--stop", "--force", "service")
 
 
 def restarts(stack: Stack) -> int:
