@@ -16,7 +16,7 @@ if [[ -d botocore/data ]]; then
 fi
 
 # imagecodecs has 100 codecs; tilecov decodes PNG, JPEG and WebP with it (pipeline/images.py), all else with Pillow.
-find imagecodecs -name '*.so' ! -name '_spng.*' ! -name '_jpeg8.*' ! -name '_webp.*' ! -name '_shared*' ! -name '_imcd.*' -delete
+find imagecodecs -name '*.so' ! -name '_spng.*' ! -name '_deflate.*' ! -name '_jpeg8.*' ! -name '_webp.*' ! -name '_shared*' ! -name '_imcd.*' -delete
 used=$(find imagecodecs -name '*.so' -exec ldd {} + | awk '$3 ~ /imagecodecs\.libs/ { print $3 }' | xargs -n 1 basename | sort -u)
 for library in imagecodecs.libs/*; do
     grep -qxF "$(basename "$library")" <<<"$used" || rm "$library"

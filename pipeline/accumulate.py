@@ -138,13 +138,14 @@ class IntegerAccumulator:
 
     def _centre(self, index: int, panel: torch.Tensor) -> torch.Tensor:
         panel = panel.to(self._kernel.device, non_blocking=True)
-        if self._kernel.dtype == torch.int8:
-            return (panel ^ ORIGIN).view(torch.int8)  # flipping the top bit subtracts 128
+        exact = self._kernel.dtype == torch.int8
         kept = self._centred.get(index)
         if kept is None or len(kept) < len(panel):
             shape = (max(len(panel), min(self._block, TALLEST)), panel.shape[1])
-            kept = torch.empty(shape, dtype=self._kernel.dtype, device=self._kernel.device)
+            kept = torch.empty(shape, dtype=torch.uint8 if exact else self._kernel.dtype, device=self._kernel.device)
             self._centred[index] = kept
+        if exact:  # flipping the top bit subtracts 128
+            return torch.bitwise_xor(panel, ORIGIN, out=kept[: len(panel)]).view(torch.int8)
         return torch.sub(panel, self._middle[index], out=kept[: len(panel)])
 
     def _add_block(self, centred: Panels) -> None:
@@ -154,10 +155,17 @@ class IntegerAccumulator:
             for start, stop in spans:
                 if i != j:
                     self._put((i, j), self._kernel.product(centred[i][start:stop], centred[j][start:stop]))
-                elif not self._kernel.grouped:
-                    self._put((i, j), self._product_with_itself(centred[i][start:stop]))
-        for j, panel in centred.items():  # at most TALLEST * 255, which float32 keeps
-            self._sums[j] += panel.sum(dim=0, dtype=torch.int64 if panel.dtype == torch.int8 else None).to(torch.int64)
+                elif not self._kernel.grouped:  # int8 units gain nothing from bands
+                    self._put((i, j), self._kernel.product(centred[i], centred[i]))
+        for j, panel in centred.items():
+            self._sums[j] += self._sum_of(panel).to(torch.int64)
+
+    def _sum_of(self, panel: torch.Tensor) -> torch.Tensor:
+        """Return the column sums of a centred block: at most TALLEST * 255, which float32 keeps."""
+        if panel.dtype != torch.int8:
+            return panel.sum(dim=0)
+        ones = panel.new_ones((len(panel), 8))  # a product is many times as fast as torch's sums of int8
+        return self._kernel.product(ones, panel)[0]
 
     def _add_columns(self, centred: Panels, rows: int) -> list[Span]:
         """Add the diagonal tiles and the sums of squares; return the spans of rows in which every column is exact."""
@@ -231,7 +239,8 @@ class IntegerAccumulator:
                 shape = tuple(self._tiling.width(index) for index in pair)
                 yield pair, np.zeros(shape, np.int64 if self._wide else np.int32)
             else:
-                _move(tile, pair, count, sums, shift)
+                if any(shift[index].any() for index in pair):  # int8 units sum about 128 from the start
+                    _move(tile, pair, count, sums, shift)
                 if pair[0] == pair[1]:
                     _mirror(tile)
                 self._tiles[pair] = None

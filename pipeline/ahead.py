@@ -1,11 +1,36 @@
-"""Work ahead: the next item is made on a thread while the last one is used."""
+"""Work ahead and side by side: on threads, of which each holds one item."""
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+SIDE_BY_SIDE = 2
+"""Tiles that are read, changed and written at a time: one's arithmetic hides what the other waits for."""
+
+
+def side_by_side(work: Callable[[T], R], items: Iterable[T], threads: int = SIDE_BY_SIDE) -> Iterator[R]:
+    """Yield ``work(item)`` of each item, in order, ``threads`` of them under way at a time.
+
+    The first exception ends it, once those that are under way have ended too.
+    """
+    with ThreadPoolExecutor(threads, "tilecov-beside") as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) == threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def ahead(items: Iterable[T]) -> Iterator[T]:

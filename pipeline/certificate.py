@@ -1,8 +1,10 @@
 """The certificate: the measured quality of a spectrum, streamed over tiles of the covariance or over its rows."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +21,11 @@ RESIDUAL_LIMIT = 3e-5
 ORTHOGONALITY_LIMIT = 1e-5
 IDENTITY_LIMIT = 1e-5
 """What a spectrum in float32 may fall short by; LAPACK itself reaches 1.3e-5, 1e-6 and 1e-6 at d = 12,288."""
+
+_STRIP = 1024
+"""Rows of ``U^T U`` that are summed together: half of it, the lower triangle, is left out strip by strip."""
+_DEEPEST = 4
+"""Slabs of U that one product takes at the most."""
 
 Array = npt.NDArray[Any]
 Slabs = Callable[[], Iterator[tuple[slice, Array]]]
@@ -121,19 +128,24 @@ class OverTiles:
     def residuals(self, slabs: Slabs, values: Array, budget: int) -> Iterator[float]:
         """Yield the squared norm of ``S U - U diag(LA)``, a band of tile rows at a time."""
         matrix, tiling, scale = self.matrix, self.matrix.tiling, torch.tensor(values, dtype=torch.float64)
-        step = max(1, budget // (2 * 8 * max(1, len(values)) * tiling.tile))
+        slab = 4 * tiling.tile * max(1, len(values))
+        deep = _depth(budget, slab)
+        step = max(1, (budget - (2 * deep + 1) * slab) // (2 * slab))  # of float64, beside the slabs and one product
         for first in range(0, len(tiling), step):
             band = range(first, min(first + step, len(tiling)))
             rest = [torch.zeros((tiling.width(i), len(values)), dtype=torch.float64) for i in band]
-            for j, (_, slab) in enumerate(slabs()):
-                columns = torch.tensor(slab)
+            at = 0
+            for rows, columns in _grouped(slabs, deep):
+                depth = range(at, at + -(-len(columns) // tiling.tile))
+                at = depth.stop
                 for total, i in zip(rest, band, strict=True):
-                    # One tile deep, a product in the slab's own precision rounds far below the limits.
-                    tile = torch.from_numpy(np.ascontiguousarray(matrix.read(i, j))).to(columns.dtype)
-                    total.add_(tile @ columns)
-                    if i == j:
-                        total.sub_(columns * scale)
-            yield from (float(torch.sum(total * total)) for total in rest)
+                    # A few tiles deep, a product in the slab's own precision rounds far below the limits.
+                    tiles = [torch.from_numpy(np.ascontiguousarray(matrix.read(i, j))) for j in depth]
+                    total.add_(torch.cat(tiles, dim=1).to(columns.dtype) @ columns)
+                    if i in depth:
+                        own = tiling.span(i)
+                        total.sub_(columns[own.start - rows.start : own.stop - rows.start] * scale)
+            yield from (float(torch.sum(total.square_())) for total in rest)
 
 
 @dataclass(frozen=True)
@@ -243,14 +255,37 @@ def _ratio(error: float, scale: float) -> float:
 
 
 def _deviations(slabs: Slabs, rank: int, budget: int) -> Iterator[float]:
-    """Yield the squared norm of ``U^T U - I``, a band of its rows at a time."""
-    bands = Tiling(rank, max(1, min(rank, budget // (3 * 8 * max(1, rank))))).spans() if rank else ()
-    for columns in bands:
-        gram = torch.zeros((columns.stop - columns.start, rank - columns.start), dtype=torch.float64)
-        for _, slab in slabs():
-            block = torch.tensor(slab)
-            gram += block[:, columns].T @ block[:, columns.start :]
-        gram.diagonal().sub_(1)
-        width = len(gram)
-        squares = gram.square_()
-        yield float(squares[:, :width].sum() + 2 * squares[:, width:].sum())
+    """Yield the squared norm of ``U^T U - I``, strip by strip of its rows; a pass for as many as the budget allows."""
+    width = max(1, min(rank, _STRIP, budget // (3 * 8 * max(1, rank))))
+    strips = deque(Tiling(rank, width).spans() if rank else ())
+    while strips:
+        grams: list[tuple[slice, torch.Tensor]] = []
+        left = budget // 2
+        while strips and (not grams or left >= 8 * width * (rank - strips[0].start)):
+            columns = strips.popleft()
+            gram = torch.zeros((columns.stop - columns.start, rank - columns.start), dtype=torch.float64)
+            left -= 8 * gram.numel()
+            grams.append((columns, gram))
+        for _, block in _grouped(slabs, _depth(budget, 4 * _STRIP * rank)):
+            for columns, gram in grams:
+                gram.add_(block[:, columns].T @ block[:, columns.start :])
+        for _, gram in grams:
+            gram.diagonal().sub_(1)
+            squares = gram.square_()
+            yield float(squares[:, : len(gram)].sum() + 2 * squares[:, len(gram) :].sum())
+
+
+def _depth(budget: int, slab: int) -> int:
+    """Return how many slabs of so many bytes are multiplied at a time: fewer additions in float64, more memory."""
+    return max(1, min(_DEEPEST, budget // (8 * max(1, slab))))
+
+
+def _grouped(slabs: Slabs, count: int) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield ``count`` slabs at a time as (rows, values)."""
+    source = slabs()
+    while group := list(islice(source, count)):
+        rows = slice(group[0][0].start, group[-1][0].stop)
+        parts = [torch.tensor(values) for _, values in group]
+        del group
+        yield rows, parts[0] if len(parts) == 1 else torch.cat(parts)
+        del parts

@@ -10,6 +10,7 @@ from tilecov.storage.runs import RunFolder
 from .svd.randomized import Progress
 
 _STAGE, _TASK = "spectrum", "krylov"
+_NUMBERS = ("passes", "drawn", "due", "born", "squares", "residual", "look")
 
 
 class KrylovState:
@@ -53,7 +54,7 @@ class KrylovState:
             "pieces": self._pieces,
             "coupling": partial.write(f"coupling-{self._saves}", progress.coupling.cpu().numpy()),
             "values": partial.write(f"values-{self._saves}", progress.values.cpu().numpy()),
-            "numbers": {name: getattr(progress, name) for name in ("passes", "drawn", "due", "squares")},
+            "numbers": {name: getattr(progress, name) for name in _NUMBERS},
         }
         self._run.renew(_STAGE, _TASK, record)
         for piece in dropped:

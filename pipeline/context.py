@@ -12,6 +12,7 @@ from tilecov.storage.tiling import Tiling
 
 from .bounds import INT32_ROWS
 from .covariance import Array
+from .decoders import PictureBudget
 from .errors import OtherJobError
 from .executors import SerialExecutor, TaskExecutor, run_all
 from .job import Job
@@ -19,7 +20,6 @@ from .ledgers import combine
 from .momentstore import MomentsStore, Source, Whole, uint8_origin
 from .observer import Observer
 from .plan import Plan, Span, make_groups
-from .reading import PictureBudget
 from .rows import RowSpec
 from .rowsource import StagedSet
 from .slabs import SlabTask
@@ -156,6 +156,7 @@ class Context:
                 skip=self.job.on_error == "skip",
                 max_groups=self.job.max_groups if self.job.group_by else 1,
                 pictures=PictureBudget(self.plan.usual_pixels, self.plan.large_pixels),
+                forked=self.plan.forked,
             )
             for name, unit in zip(self.unit_names, self.plan.units, strict=True)
         ]
@@ -224,6 +225,7 @@ class Context:
             "spec": RowSpec.of(self.job, cast("Any", self.kind)),
             "tile": self.plan.tile,
             "device": self.job.device,
+            "kernel": self.plan.kernel,
             "origin": self._origin_record() if floats else None,
             "options": self.job.storage_options,
         }

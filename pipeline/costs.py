@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tilecov.storage.listing import Shard
 from tilecov.storage.readahead import RANGE_BYTES, WINDOW_BYTES
 
+from .ahead import SIDE_BY_SIDE
 from .bounds import INT32_ROWS
 from .job import Job
 from .machine import Machine
@@ -19,8 +20,8 @@ WHOLE = 1536
 """Up to this many columns the matrix is a single tile."""
 EIGH_FLOPS = 13.0
 """Multiples of d**3, at the rate of a large matrix product, that LAPACK's eigh takes (measured, d = 12,288)."""
-RUNTIME = 16 << 20
-"""Bytes that thread pools, BLAS buffers and the allocator take beside the arrays counted here."""
+RUNTIME = 32 << 20
+"""Bytes that thread pools, BLAS buffers, the allocator and late imports take beside the arrays counted here."""
 WORKER = 96 << 20
 """Bytes that Dask takes in a worker."""
 DECODE_BYTES = 16
@@ -29,14 +30,20 @@ TILE_COPIES = 8
 """Float64 tiles' worth that summing, moving, hashing and writing tiles hold at a time (measured)."""
 TRANSFER = 10 << 20
 """Bytes of encoded samples a decode thread holds at most: two batches and the chunks that they are views of."""
+READ_SECONDS = 1.2e-5
+"""What a sample takes beside its decoding: its headers are read and it is handed over (measured)."""
+FORK_SECONDS = 0.4
+"""Reading and decoding, on one core, from which the time to fork decoders is small."""
+FORK_BYTES = 128 << 10
+"""Encoded bytes of a sample, on average, up to which threads would wait for the interpreter as long as they decode."""
 BLOCKS = 2
 """Blocks in flight: one is used while the next is filled."""
 FIRST_BLOCK = 512
 """Rows of the first block; each later one may have twice as many, so that the products soon have something to do."""
-EXPORT_PIECE = 16 << 20
-"""Bytes of an artifact that are written at a time."""
 CERTIFICATE_BYTES = 256 << 20
-"""Bytes that the certificate's bands may take beside a slab of U and a tile."""
+"""Bytes that the certificate's bands may take beside a slab of U and a tile, where there are no more."""
+CERTIFICATE_SLABS = 9
+"""Tiles of U in float32 that the certificate holds beside its bands: four that it multiplies, twice, and a product."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,11 @@ def tile_of(size: int) -> int:
 def tiles_of(size: int) -> int:
     """Return the tiles a side."""
     return -(-size // tile_of(size))
+
+
+def more_for_float64(size: int) -> int:
+    """Return the bytes that LAPACK takes in float64 on top of those in float32: see ``Costs.direct_memory``."""
+    return 41 * size**2 * 4 // 10
 
 
 def blocks_beside_products(shards: Sequence[Shard], device: str) -> int:
@@ -156,13 +168,24 @@ class Costs:
         return ahead + self.threads * (TRANSFER + 2 * self.facts.encoded + DECODE_BYTES * self.usual_pixels)
 
     @property
+    def forked(self) -> bool:
+        """Whether decoders are processes: where there are several, many samples, and small ones."""
+        much = self.facts.samples * (self.facts.decode_seconds + READ_SECONDS) >= FORK_SECONDS
+        return self.threads > 1 and much and self.facts.encoded <= FORK_BYTES
+
+    @property
     def usual_pixels(self) -> int:
         """Pixels of a picture that every decode thread may hold."""
         return max(self.facts.pixels, self.job.resolution**2)
 
     def centred(self, rows: int, columns: int) -> int:
-        """Bytes of a block of rows made ready for the products: float32, float64 on the way where rows are floats."""
-        return rows * columns * (4 if self.is_exact else 4 + 8 // max(1, tiles_of(self.job.size)))
+        """Bytes of a block of rows made ready for the products.
+
+        That is int8 or float32 for uint8 rows; for floats float32, with a tile column of float64 on the way.
+        """
+        if not self.is_exact:
+            return rows * columns * (4 + 8 // max(1, tiles_of(self.job.size)))
+        return rows * columns * (1 if self.machine.kernel == "int8" else 4)
 
     def accumulator(self, entries: int, *, wide: bool = False) -> int:
         """Bytes of the sums of ``entries`` products."""
@@ -217,12 +240,13 @@ class Costs:
 
     def product_seconds(self) -> float:
         """Seconds to multiply all rows."""
-        return 2 * self.facts.samples * upper_entries(self.job.size) / self.machine.flops32
+        rate = (self.is_exact and self.machine.exact) or self.machine.flops32
+        return 2 * self.facts.samples * upper_entries(self.job.size) / rate
 
     def decode_seconds(self) -> float:
         """Seconds to read and decode all samples, on the threads of one process of each machine, or of its workers."""
         threads = self.threads if self.machine.workers else self.threads * self.job.workers
-        return self.facts.samples * self.facts.decode_seconds / min(threads, self.machine.cores)
+        return self.facts.samples * (self.facts.decode_seconds + READ_SECONDS) / min(threads, self.machine.cores)
 
     def stage(self, name: str, memory: int, **cost: Any) -> StagePlan:
         """Return a stage; bytes written lately are read from memory, so reading counts an eighth."""
@@ -276,7 +300,7 @@ class Costs:
             units * self.accumulator(entries),
             entries * 8 + (self.groups > 1) * upper_entries(self.job.size) * 8,
         )
-        memory = self.base + 3 * self.tile_bytes
+        memory = self.base + 3 * SIDE_BY_SIDE * self.tile_bytes
         return self.stage(
             "merge", memory, read=read, written=written, requests=(units + 1) * self.pairs, seconds=written / 2e8
         )
@@ -333,18 +357,24 @@ class Costs:
     def artifacts(self, rank: int) -> StagePlan:
         """Return the writing of the four files, ``rank`` eigenvectors in them."""
         values = self.job.size * rank * 4
-        band = tile_of(self.job.size) * self.job.size * 4
-        memory = self.base + band + min(4 * band, 3 * self.tile_bytes + 4 * EXPORT_PIECE)
+        tile = tile_of(self.job.size)
+        bands = 4 * tile * rank + 4 * min(tile, rank) * self.job.size  # of U, and of Vh
+        memory = self.base + bands + 3 * SIDE_BY_SIDE * self.tile_bytes
         cost = {"read": 2 * values, "written": 2 * values, "requests": 4 + 4 * self.pairs, "seconds": 2 * values / 4e8}
         return self.stage("artifacts", memory, **cost)
 
-    def certificate(self, rank: int) -> StagePlan:
-        """Return the measuring of the artifacts."""
+    def certificate(self, rank: int, allowed: int) -> tuple[StagePlan, int]:
+        """Return the measuring of the artifacts, and the bytes that its bands may take: more of them, fewer passes."""
         size, tile = self.job.size, tile_of(self.job.size)
         flops, rate = 2.0 * size * size * rank + 1.0 * size * rank * rank, self.machine.flops32
         if not self.job.covariance:  # over the rows, in float64
             flops, rate = 4.0 * self.facts.samples * size * rank + size * rank * rank, self.machine.flops64 * 1.5
-        bands = min(CERTIFICATE_BYTES, max(2 * 8 * rank * size, 3 * 8 * rank * rank))
-        memory = self.base + bands + 3 * tile * rank * 8 + 3 * self.tile_bytes
+        fixed = self.base + 3 * tile * rank * 8 + 3 * self.tile_bytes
+        wanted = 8 * size * rank + CERTIFICATE_SLABS * 4 * tile * rank
+        if not self.job.covariance:
+            bands = min(CERTIFICATE_BYTES, max(2 * 8 * rank * size, 3 * 8 * rank * rank))
+        else:
+            bands = min(wanted, max(CERTIFICATE_BYTES, allowed - fixed))
+        memory = fixed + bands
         cost = {"read": size**2 * 4 + 2 * size * rank * 4, "requests": 4 * self.pairs, "flops": flops}
-        return self.stage("certificate", memory, seconds=1.5 * flops / rate, **cost)
+        return self.stage("certificate", memory, seconds=1.5 * flops / rate, **cost), bands

@@ -8,6 +8,9 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
 
+STRIP = 1 << 16
+"""Entries of a tile that are finalised at a time, so that what is made on the way stays in a core's cache."""
+
 
 def mean_vector(count: int, sums: Array, origin: Array | int, scale: float = 1.0, offset: float = 0.0) -> Float:
     """Return the mean (d,) of scale * x + offset, in float64.
@@ -69,14 +72,21 @@ def covariance_tile(count: int, rows: Array, columns: Array, gram: Array, scale:
     """
     if count < 2:
         raise ValueError(f"the covariance needs at least 2 rows and there are {count}; add shards")
-    if gram.dtype.kind == "i":
-        shift_rows, shift_columns = (_nearest(part, count) for part in (rows, columns))
-        rest_rows, rest_columns = rows - count * shift_rows, columns - count * shift_columns
-        moved = gram - np.multiply.outer(shift_rows, columns) - np.multiply.outer(rest_rows, shift_columns)
-        outer = np.multiply.outer(rest_rows.astype(np.float64), rest_columns.astype(np.float64)) / count
-    else:
-        moved, outer = gram, np.multiply.outer(rows, columns) / count
-    return np.asarray((moved - outer) * (scale * scale / (count - 1)))
+    found, step = np.empty(gram.shape), max(1, STRIP // max(1, gram.shape[1]))
+    for start in range(0, len(gram), step):
+        strip = slice(start, start + step)
+        found[strip] = _centred(count, rows[strip], columns, gram[strip]) * (scale * scale / (count - 1))
+    return found
+
+
+def _centred(count: int, rows: Array, columns: Array, gram: Array) -> Array:
+    """Return G - s s^T / N of a part of a tile."""
+    if gram.dtype.kind != "i":
+        return np.asarray(gram - np.multiply.outer(rows, columns) / count)
+    shift_rows, shift_columns = (_nearest(part, count) for part in (rows, columns))
+    rest_rows, rest_columns = rows - count * shift_rows, columns - count * shift_columns
+    moved = gram - np.multiply.outer(shift_rows, columns) - np.multiply.outer(rest_rows, shift_columns)
+    return np.asarray(moved - np.multiply.outer(rest_rows.astype(np.float64), rest_columns.astype(np.float64)) / count)
 
 
 def _nearest(sums: Array, count: int) -> Array:

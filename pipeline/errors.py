@@ -68,3 +68,7 @@ class CertificateError(RuntimeError):
 
 class ClusterError(RuntimeError):
     """The Dask cluster cannot do the work: other versions, no workers, its scheduler lost; the message names which."""
+
+
+class DecoderDiedError(RuntimeError):
+    """A decoder process was ended from outside, or by a fault in a codec; the message names what it was decoding."""

@@ -99,13 +99,16 @@ def executor_of(job: Job) -> Iterator[TaskExecutor]:
 
 
 def measure_for(job: Job, out: str | None) -> Machine:
-    """Measure the machine that a job is planned for: this one, with the memory of a scheduler's least worker."""
+    """Measure the machine that a job is planned for: this one, with the memory of a scheduler's least worker.
+
+    Workers elsewhere may have other processors, so what multiplies there is theirs to choose.
+    """
     here = measure(job.device, out)
     if job.scheduler is None:
         return here
     with executor_of(job) as executor:
         memories = executor.memories() if isinstance(executor, ClusterExecutor) else []
-    return replace(here, memory=min([here.memory, *memories]), workers=len(memories))
+    return replace(here, memory=min([here.memory, *memories]), workers=len(memories), kernel="")
 
 
 def _local_cluster(job: Job) -> Any:

@@ -1,6 +1,6 @@
 """Spectrum to the four documented artifacts, streamed tile by tile."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +9,7 @@ from tilecov.storage.artifacts import TensorFile, write_tensor
 from tilecov.storage.objects import Folder
 from tilecov.storage.tiles import TileMatrix
 
-from .costs import EXPORT_PIECE
+from .ahead import side_by_side
 
 Float = npt.NDArray[np.float32]
 
@@ -19,30 +19,42 @@ def write_artifacts(
 ) -> dict[str, str]:
     """Write U.pt (d, k), LA.pt (k), Vh.pt (k, d) and mean.pt (d), float32; return their SHA-256 by name.
 
-    No more than two tile rows of U are in memory at a time.
+    U and Vh are written side by side; of each a band of tiles is in memory at a time.
     """
     size, rank = vectors.shape
-    return {
-        "U.pt": write_tensor(folder, "U.pt", (size, rank), _bands(vectors)),
-        "LA.pt": write_tensor(folder, "LA.pt", (rank,), [values.astype(np.float32)]),
-        "Vh.pt": write_tensor(folder, "Vh.pt", (rank, size), _transposed_bands(vectors)),
-        "mean.pt": write_tensor(folder, "mean.pt", (size,), [mean.astype(np.float32)]),
+    files: dict[str, tuple[tuple[int, ...], Iterable[Float]]] = {
+        "U.pt": ((size, rank), _bands(vectors)),  # the two large ones first, since two are written at a time
+        "Vh.pt": ((rank, size), _transposed_bands(vectors)),
+        "LA.pt": ((rank,), [values.astype(np.float32)]),
+        "mean.pt": ((size,), [mean.astype(np.float32)]),
     }
+
+    def write(name: str) -> str:
+        shape, slabs = files[name]
+        return write_tensor(folder, name, shape, slabs)
+
+    found = dict(zip(files, side_by_side(write, files), strict=True))
+    return {name: found[name] for name in ("U.pt", "LA.pt", "Vh.pt", "mean.pt")}
 
 
 def _bands(vectors: TileMatrix) -> Iterator[Float]:
+    """Yield tile rows of U, each valid until the next."""
+    band = np.empty((vectors.rows.tile, vectors.shape[1]), np.float32)
     for i in range(len(vectors.rows)):
-        yield vectors.read_band(i).astype(np.float32, copy=False)
+        rows = band[: vectors.rows.width(i)]
+        for j, columns in enumerate(vectors.columns.spans()):
+            rows[:, columns] = vectors.read(i, j)
+        yield rows
 
 
 def _transposed_bands(vectors: TileMatrix) -> Iterator[Float]:
+    """Yield tile rows of Vh, each valid until the next."""
+    band = np.empty((vectors.columns.tile, vectors.shape[0]), np.float32)
     for j in range(len(vectors.columns)):
-        band = np.empty((vectors.columns.width(j), vectors.shape[0]), np.float32)
-        for i, rows in enumerate(vectors.rows.spans()):
-            band[:, rows] = vectors.read(i, j).T
-        for piece in np.array_split(band, -(-band.nbytes // EXPORT_PIECE)):
-            yield piece.copy()  # a view would keep the whole band while the next one is made
-        del band, piece
+        rows = band[: vectors.columns.width(j)]
+        for i, columns in enumerate(vectors.rows.spans()):
+            rows[:, columns] = vectors.read(i, j).T
+        yield rows
 
 
 def read_vector_file(folder: Folder, name: str) -> Float:

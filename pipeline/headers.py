@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from PIL import features
 
+from .pixels import jpeg_markers
+
 
 class Header(NamedTuple):
     """What a picture declares.
@@ -22,14 +24,17 @@ class Header(NamedTuple):
         Pixels; 0 is possible.
     plain
         imagecodecs decodes the picture as Pillow does, and cannot run past its end.
+    channels
+        Of a plain PNG or JPEG, 1 or 3; 0 where it is not known.
     """
 
     width: int
     height: int
     plain: bool
+    channels: int = 0
 
 
-_PNG_PLAIN = frozenset((b"\x08\x00\x00\x00\x00", b"\x08\x02\x00\x00\x00"))  # 8 bits, gray or RGB, not interlaced
+_PNG_PLAIN = {b"\x08\x00\x00\x00\x00": 1, b"\x08\x02\x00\x00\x00": 3}  # 8 bits, gray or RGB, not interlaced
 # Ancillary chunks that change no pixel, each with the length from which Pillow cannot stumble over it.
 _PNG_HARMLESS = {b"tEXt": 0, b"tIME": 0, b"bKGD": 0, b"sRGB": 1, b"gAMA": 4, b"pHYs": 9, b"cHRM": 32}
 _png_chunk = struct.Struct(">I4s").unpack_from
@@ -39,7 +44,8 @@ def _png_header(data: bytes) -> Header | None:
     if data[8:16] != b"\x00\x00\x00\x0dIHDR" or len(data) < 33:
         return None
     width, height = struct.unpack_from(">II", data, 16)
-    return Header(width, height, plain=data[24:29] in _PNG_PLAIN and _png_is_sound(data))
+    channels = _PNG_PLAIN.get(data[24:29], 0)
+    return Header(width, height, plain=channels > 0 and _png_is_sound(data), channels=channels)
 
 
 def _png_is_sound(data: bytes) -> bool:
@@ -64,6 +70,23 @@ def _png_chunk_is_harmless(data: bytes, position: int, length: int, name: bytes)
     # Over a wrong checksum imagecodecs drops the chunk, Pillow the picture.
     end = position + 8 + length
     return zlib.crc32(data[position + 4 : end]).to_bytes(4, "big") == data[end : end + 4]
+
+
+def png_image_data(data: bytes) -> bytes | memoryview | None:
+    """Return what the IDAT chunks of a plain PNG hold, one after another; None where the checksum of IHDR is wrong.
+
+    The checksums of IDAT chunks are not compared, as in Pillow: what they hold has a checksum of its own.
+    """
+    if zlib.crc32(data[12:29]) != int.from_bytes(data[29:33], "big"):
+        return None
+    view, position, parts = memoryview(data), 33, []
+    while True:
+        length, name = _png_chunk(data, position)
+        if name == b"IDAT":
+            parts.append(view[position + 8 : position + 8 + length])
+        elif parts:
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+        position += length + 12
 
 
 _JPEG_SCAN, _JPEG_JFIF = 0xDA, 0xE0
@@ -100,14 +123,13 @@ def _jpeg_header(data: bytes) -> Header | None:
 
 def _jpeg_frame_header(data: bytes, position: int, marker: int) -> Header:
     _length, bits, height, width, layers = _jpeg_frame(data, position + 2)
-    return Header(width, height, plain=marker in _JPEG_PLAIN and bits == 8 and layers in {1, 3})
+    return Header(width, height, plain=marker in _JPEG_PLAIN and bits == 8 and layers in {1, 3}, channels=layers)
 
 
 def _jpeg_ends_soundly(data: bytes, scan: int) -> bool:
     """Whether the one marker after the scan's header is the end of the picture and of the bytes."""
     # In coded pixels 0xFF is followed by 0x00. A decoder that meets no other marker cannot run past the end.
-    marked = data.count(b"\xff", scan) - data.count(b"\xff\x00", scan)
-    return scan <= len(data) - 2 and data.endswith(b"\xff\xd9") and marked == 1
+    return scan <= len(data) - 2 and data.endswith(b"\xff\xd9") and jpeg_markers(data, scan) == 1
 
 
 def _webp_header(data: bytes) -> Header | None:

@@ -7,6 +7,8 @@ is for Pillow to say.
 """
 
 import io
+import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias
@@ -20,7 +22,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from .headers import picture_format, read_header
+from .headers import Header, picture_format, png_image_data, read_header
+from .pixels import planes, png_row
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 
@@ -31,7 +34,7 @@ _Pixels: TypeAlias = NDArray[np.uint8]
 
 
 class _Codec(NamedTuple):
-    decode_plain: Callable[[bytes], _Pixels]
+    decode_plain: Callable[..., _Pixels]
     open_any: Callable[[io.BytesIO], ImageFile]  # reads the header; no search for a plug-in, no bomb warning
 
 
@@ -54,9 +57,32 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _decode_plain(image_format: str, data: bytes) -> _Pixels | None:
+class _Scratch(threading.local):
+    """A thread's picture of the size of a row, kept: fresh memory for each costs a quarter of a JPEG's decoding.
+
+    It begins 16 bytes past a multiple of 32: where the lines of a picture are aligned to 32 bytes, libjpeg-turbo writes
+    them past the cache, and reading them again makes the whole decoding half as slow again (measured).
+    """
+
+    def __init__(self) -> None:
+        self._kept = np.empty((0, 0, 3), np.uint8)
+
+    def of(self, header: Header) -> _Pixels:
+        shape = (header.height, header.width, header.channels)[: 3 if header.channels == 3 else 2]
+        if self._kept.shape != shape:
+            size = math.prod(shape)
+            memory = np.empty(size + 32, np.uint8)
+            start = (16 - memory.ctypes.data) % 32
+            self._kept = memory[start : start + size].reshape(shape)
+        return self._kept
+
+
+_scratch = _Scratch()
+
+
+def _decode_plain(image_format: str, data: bytes, out: _Pixels | None = None) -> _Pixels | None:
     try:
-        return _CODECS[image_format].decode_plain(data)
+        return _CODECS[image_format].decode_plain(data, out=out)
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001 - whatever imagecodecs has against the picture, Pillow gives the verdict
@@ -88,16 +114,34 @@ def _decode_any(image_format: str, data: bytes, mode: str, max_pixels: int) -> I
         return picture.convert(mode)
 
 
-def _read(data: bytes | memoryview, mode: str, max_pixels: int) -> _Pixels | Image.Image:
-    """Decode the first frame: as stored (gray or RGB) where imagecodecs did it, else to a picture of that mode."""
-    data = bytes(data)
+def _front(data: bytes, max_pixels: int) -> tuple[str, Header | None]:
+    """Return format and header; ValueError where they declare too many pixels or none, or are of no picture."""
     image_format = picture_format(data)
     header = read_header(data, image_format)
     if header is not None:
         _check_size(header.width, header.height, max_pixels)
-        if header.plain and (pixels := _decode_plain(image_format, data)) is not None:
-            return pixels
-    return _decode_any(image_format, data, mode, max_pixels)
+    return image_format, header
+
+
+def _read(data: bytes, mode: str, max_pixels: int) -> _Pixels | Image.Image:
+    """Decode the first frame: as stored (gray or RGB) where imagecodecs did it, else to a picture of that mode."""
+    image_format, header = _front(data, max_pixels)
+    pixels = _decode_plain(image_format, data) if header is not None and header.plain else None
+    return _decode_any(image_format, data, mode, max_pixels) if pixels is None else pixels
+
+
+def _read_to_row(data: bytes, row: _Pixels, max_pixels: int) -> bool:
+    """Decode a plain PNG or JPEG of the size and channels of ``row``, (C, H, W), into it; return whether it was one."""
+    image_format, header = _front(data, max_pixels)
+    if header is None or not header.plain or row.shape != (header.channels, header.height, header.width):
+        return False
+    if image_format == "PNG":
+        compressed = png_image_data(data)
+        return compressed is not None and png_row(compressed, row)
+    pixels = _decode_plain(image_format, data, _scratch.of(header))
+    if pixels is not None:
+        planes(pixels, row)
+    return pixels is not None
 
 
 def _picture(pixels: _Pixels | Image.Image, mode: str) -> Image.Image:
@@ -146,7 +190,7 @@ def decode(data: bytes | memoryview, channels: int, *, max_pixels: int = MAX_PIX
         The bytes are no such picture, are damaged or cut short, or declare no pixel or too many.
     """
     mode = _mode(channels)
-    pixels = _read(data, mode, max_pixels)
+    pixels = _read(bytes(data), mode, max_pixels)
     if isinstance(pixels, Image.Image) or (pixels.ndim == 3) != (channels == 3):
         pixels = np.asarray(_picture(pixels, mode))
     return pixels.reshape(*pixels.shape[:2], channels)
@@ -176,11 +220,16 @@ def image_row(
     """
     mode = _mode(channels)
     row = out.reshape(channels, resolution, resolution)
+    data = bytes(data)
+    if _read_to_row(data, row, max_pixels):
+        return
     pixels = _read(data, mode, max_pixels)
     if isinstance(pixels, Image.Image) or pixels.shape[:2] != row.shape[1:] or (pixels.ndim == 3 and channels == 1):
         picture = _picture(pixels, mode)
         if picture.size != (resolution, resolution):
             picture = picture.resize((resolution, resolution), Image.Resampling.BILINEAR)
         pixels = np.asarray(picture)
-    # Gray in three channels is the same plane three times, as in Pillow's conversion: NumPy repeats it.
-    row[...] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
+    if pixels.ndim == 3 or channels == 1:
+        planes(pixels, row)
+    else:  # gray in three channels is the same plane three times, as in Pillow's conversion: NumPy repeats it
+        row[...] = pixels

@@ -32,6 +32,10 @@ class Machine:
         Bytes resident in a process of the job before it does anything: the interpreter and its imports.
     flops32, flops64 : float
         Floating point operations a second of a large matrix product on the job's device.
+    exact : float
+        Operations a second of its exact products of uint8 rows; 0 where they were not measured.
+    kernel : str
+        What multiplies those: int8 or float32; empty where each worker chooses for itself.
     disk : float
         Bytes a second, written to the run folder and flushed.
     disk_free : int or None
@@ -51,6 +55,8 @@ class Machine:
     disk_free: int | None = None
     device: str = "cpu"
     workers: int = 0
+    exact: float = 0.0
+    kernel: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
@@ -86,7 +92,7 @@ def peak_bytes() -> int:
 
 def release_memory() -> None:
     """Give memory that was freed back to the system, where the C library can (glibc keeps it otherwise)."""
-    gc.collect()
+    gc.collect(1)  # all of torch's objects, which a full one looks at, take longer than a small stage
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -127,10 +133,13 @@ def _read(path: Path) -> str:
 def measure(device: str, folder: str | None = None) -> Machine:
     """Measure this machine in about half a second: products on ``device`` and writes to the local ``folder``."""
     from . import stages  # noqa: F401  (what every process of a job imports counts in its baseline)
-    from .device import choose_device
+    from .device import choose_device, kernel_of
 
-    rates, kind = _product_rates(device), choose_device(device).type
-    return Machine(cores(), memory_bytes(), resident_bytes(), *rates, _disk_rate(folder), _disk_free(folder), kind)
+    kernel = kernel_of(device)
+    return Machine(
+        cores(), memory_bytes(), resident_bytes(), *_product_rates(device), _disk_rate(folder), _disk_free(folder),
+        choose_device(device).type, exact=_exact_rate(device), kernel=kernel.name,
+    )  # fmt: skip
 
 
 @cache
@@ -145,6 +154,14 @@ def _product_rates(device: str) -> tuple[float, float]:
         return 2 * 1024**3 / _best_of(3, lambda: torch.mm(factor.T, factor).sum().item())
 
     return rate(torch.float32), rate(torch.float64)
+
+
+@cache
+def _exact_rate(device: str) -> float:
+    """Return operations a second of exact products; measured once a process."""
+    from .device import kernel_of, rate_of
+
+    return rate_of(kernel_of(device), 1024, 1024)
 
 
 def _best_of(times: int, call: Callable[[], Any]) -> float:

@@ -45,6 +45,8 @@ class Decomposition:
         Bytes that the arrays of the method may take, where it can make do with less.
     width, slab : int
         Blocked: half-width of the band, and eigenvectors made at a time.
+    kept : int
+        Randomized: bytes of tiles that stay in memory between the passes.
     """
 
     method: str
@@ -54,6 +56,7 @@ class Decomposition:
     budget: int = 0
     width: int = 0
     slab: int = 0
+    kept: int = 0
 
     @property
     def memory(self) -> int:
@@ -87,8 +90,10 @@ class Methods:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """What may be computed in, the better one first; results that are stored in float64 are computed in it."""
-        return ("float64",) if self.costs.job.dtype == "float64" else ("float64", "float32")
+        """What LAPACK may compute in: what results are stored in, and float64 where that costs next to nothing."""
+        if self.costs.job.dtype == "float64":
+            return ("float64",)
+        return ("float64", "float32") if self.size <= QUICK else ("float32",)
 
     def choose(self) -> Decomposition:
         """Return the method that the job names, or the quickest one that fits.
@@ -120,8 +125,6 @@ class Methods:
         for item in found:
             if item.memory <= self.allowed:
                 fits.setdefault(item.method, item)
-        if "direct" in fits and fits["direct"].precision == "float64":
-            fits.pop("blocked", None)  # quicker perhaps, by fewer digits
         if not fits:
             least = min(found, key=lambda item: item.memory) if found else None
             raise self._refusal(least)
@@ -207,14 +210,15 @@ class Methods:
         budget = max(least, min(self.allowed - fixed, panels))
         flops = 2.0 * PASSES * self.size**2 * wanted
         rate = costs.machine.flops64 if width == 8 else costs.machine.flops32
-        passes = -(-PASSES * wanted // 128)
+        kept = max(0, min(self.allowed - fixed - budget, upper_entries(self.size) * width))
+        passes = -(-PASSES * wanted // 128) * (1 - kept // (upper_entries(self.size) * width)) + 1
         stage = costs.stage(
-            "spectrum", fixed + budget, read=passes * upper_entries(self.size) * width, flops=flops,
+            "spectrum", fixed + budget + kept, read=passes * upper_entries(self.size) * width, flops=flops,
             written=self.size * wanted * width, seconds=1.3 * flops / rate,
         )  # fmt: skip
-        kept = f"rank {costs.job.rank}" + (f", about {wanted:,} of them" if costs.job.is_adaptive else "")
-        why = f"randomized in {precision}: {kept} of {self.size:,} eigenvectors"
-        yield Decomposition("randomized", precision, why, (stage,), budget)
+        asked = f"rank {costs.job.rank}" + (f", about {wanted:,} of them" if costs.job.is_adaptive else "")
+        why = f"randomized in {precision}: {asked} of {self.size:,} eigenvectors"
+        yield Decomposition("randomized", precision, why, (stage,), budget, kept=kept)
 
     @property
     def _is_dual_sure(self) -> bool:

@@ -14,6 +14,7 @@ from tilecov.storage.tiles import TileMatrix, open_group, read_vector, write_vec
 from tilecov.storage.tiling import Tiling
 
 from .accumulate import Pair
+from .ahead import side_by_side
 from .bounds import ORIGIN
 from .covariance import Array, Float, covariance_tile, mean_vector, shift_of_tile
 from .moments import block_hashes, digest_of_hashes
@@ -270,13 +271,18 @@ def add_up(group: zarr.Group, sources: Sequence[Source], tiling: Tiling, origin:
     """
     gram = create_gram(group, tiling, origin)
     hashes: dict[Pair, bytes] = {}
-    for i, j in tiling.upper():
-        total = np.zeros((tiling.width(i), tiling.width(j)), gram.dtype)
+
+    def add(pair: Pair) -> dict[Pair, bytes]:
+        total = np.zeros(tuple(tiling.width(index) for index in pair), gram.dtype)
         for source in sources:
-            total += source.sign * source.read(i, j)
-        gram.write(i, j, total)
-        hashes.update(block_hashes(tiling, i, j, total))
-        yield i, j
+            total += source.sign * source.read(*pair)
+        gram.write(*pair, total)
+        return dict(block_hashes(tiling, *pair, total))
+
+    pairs = list(tiling.upper())
+    for pair, found in zip(pairs, side_by_side(add, pairs), strict=True):
+        hashes.update(found)
+        yield pair
     for source in sources:
         source.check()
     sums = np.zeros(tiling.size, gram.dtype)

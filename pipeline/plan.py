@@ -58,6 +58,14 @@ class Plan:
     memory : int
         The ceiling of each process, bytes.
     stages : tuple of StagePlan
+    kernel : str
+        What multiplies uint8 rows: int8 or float32; empty where each worker chooses for itself.
+    forked : bool
+        Whether decoders are processes and not threads.
+    band_bytes : int
+        Bytes that the certificate's bands may take.
+    kept_bytes : int
+        Bytes of tiles that the randomized method keeps from pass to pass.
     """
 
     size: int
@@ -78,6 +86,10 @@ class Plan:
     spectrum_bytes: int
     memory: int
     stages: tuple[StagePlan, ...]
+    kernel: str = ""
+    forked: bool = False
+    band_bytes: int = CERTIFICATE_BYTES
+    kept_bytes: int = 0
 
     @property
     def seconds(self) -> float:
@@ -93,11 +105,6 @@ class Plan:
     def disk(self) -> int:
         """Predicted bytes in the run folder at the most."""
         return sum(stage.disk for stage in self.stages)
-
-    @property
-    def band_bytes(self) -> int:
-        """Bytes that the certificate's bands may take: what was counted for them."""
-        return CERTIFICATE_BYTES
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as JSON takes it."""
@@ -182,13 +189,15 @@ class _Choice:
         units = make_units([shard.size for shard in costs.facts.shards], self._unit_bytes(), self._workers)
         strategy, block, side = self._strategy(chosen.method) if units else ("none", 0, 0)
         groups = tuple(make_groups(tiles_of(job.size), side)) if strategy == "staged" and job.covariance else ()
+        bands = CERTIFICATE_BYTES
         stages = self._reading(strategy, block, side, groups, len(units))
         stages.append(costs.merge(len(units) + 1) if strategy != "staged" else costs.gather())
         stages += [costs.augment()] if job.augment else []
         stages.append(costs.statistics())
         if chosen.stages:
             rank = min(costs.rank, costs.facts.samples) if chosen.method == "dual" else costs.rank
-            stages += [*chosen.stages, costs.artifacts(rank), costs.certificate(rank)]
+            certificate, bands = costs.certificate(rank, self.allowed)
+            stages += [*chosen.stages, costs.artifacts(rank), certificate]
         for stage in stages:
             if stage.memory > self.allowed:
                 raise self._refusal(f"the stage '{stage.name}' needs", stage.memory)
@@ -196,7 +205,7 @@ class _Choice:
             job.size, tile_of(job.size), strategy, block, costs.threads, units, groups, costs.wide,
             costs.usual_pixels, max(0, self.allowed - stages[0].memory) // DECODE_BYTES,
             chosen.method, chosen.precision, chosen.reason, chosen.width, chosen.slab, chosen.budget, self.allowed,
-            tuple(stages),
+            tuple(stages), costs.machine.kernel, costs.forked, bands, chosen.kept,
         )  # fmt: skip
 
     @property

@@ -1,10 +1,10 @@
-"""Shards to blocks of rows: read, decoded on threads, in bounded memory, ahead of whoever takes the blocks."""
+"""Shards to blocks of rows: read, decoded by threads or processes, in bounded memory, ahead of whoever takes them."""
 
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
@@ -16,18 +16,12 @@ from tilecov.storage.listing import Shard
 from tilecov.storage.streams import open_shard
 from tilecov.storage.tar import TarError
 
-from .costs import BLOCKS, DECODE_BYTES, FIRST_BLOCK
-from .errors import DoesNotFitError, SampleError, ShardError
-from .images import MAX_PIXELS, declared_size
+from .costs import BLOCKS, FIRST_BLOCK
+from .decoders import ANY_PICTURE, BATCH_BYTES, BATCH_SAMPLES, Batch, Decoders, PictureBudget, ThreadDecoders
+from .errors import SampleError, ShardError
+from .forks import ForkedDecoders, can_fork, shared_blocks
 from .rows import RowSpec
 from .shards import Refused, Sample, Unwanted, samples
-from .sizes import show_size
-
-BATCH_SAMPLES = 32
-"""Samples that one decode call takes: enough to make hand-over cheap."""
-BATCH_BYTES = 1 << 22
-"""Encoded bytes after which a batch is closed before it has that many."""
-
 
 Block = npt.NDArray[Any]
 Labels = list[str]
@@ -66,55 +60,6 @@ class ShardTally:
         return {**self.shard.as_dict(), "crc32": self.crc32, **counts, "skipped": skipped, "error": self.error}
 
 
-_LARGE = threading.Lock()
-"""Held while a picture larger than the planned ones is decoded: one at a time in a process."""
-
-
-@dataclass(frozen=True, slots=True)
-class PictureBudget:
-    """Which pictures the plan kept memory for.
-
-    Parameters
-    ----------
-    usual : int
-        Pixels of a picture that every thread may hold.
-    large : int
-        Pixels of one larger picture on top.
-    """
-
-    usual: int = MAX_PIXELS
-    large: int = MAX_PIXELS
-
-    def decode(self, spec: RowSpec, sample: Sample, row: Block) -> None:
-        """Decode ``sample`` into ``row``.
-
-        Raises
-        ------
-        ValueError
-            Where the sample is damaged or no row.
-        DoesNotFitError
-            Where its picture needs more memory than the plan has left. This says nothing of the data, so it is never
-            skipped.
-        """
-        try:
-            spec.decode(sample, row, self.usual)
-        except ValueError:
-            width, height = (sample.extension != "npy" and declared_size(sample.data)) or (0, 0)
-            if not self.usual < width * height <= MAX_PIXELS:
-                raise
-            if width * height > self.large:
-                needed, left = show_size(DECODE_BYTES * width * height), show_size(DECODE_BYTES * self.large)
-                raise DoesNotFitError(
-                    f"the picture of {sample.key!r}, {width} x {height}, needs {needed} to decode and {left} are left; "
-                    "raise --memory"
-                ) from None
-            with _LARGE:
-                spec.decode(sample, row)
-
-
-ANY_PICTURE = PictureBudget()
-
-
 @dataclass(frozen=True, slots=True)
 class Reading:
     """How shards are read.
@@ -133,6 +78,8 @@ class Reading:
         For fsspec.
     blocks : int
         Blocks in flight. With one, decoding waits while the products run.
+    forked : bool
+        Whether the decoders are processes, where they can be.
     """
 
     spec: RowSpec
@@ -142,6 +89,16 @@ class Reading:
     pictures: PictureBudget = ANY_PICTURE
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     blocks: int = BLOCKS
+    forked: bool = False
+
+    def decoders(self) -> tuple[Decoders, list[Block]]:
+        """Return decoders and the blocks that they can write to; processes are forked by this call."""
+        shape = self.block_rows, self.spec.size
+        if not (self.forked and can_fork()):
+            blocks = [np.empty(shape, self.spec.kind) for _ in range(self.blocks)]
+            return ThreadDecoders(self.spec, self.pictures, self.threads), blocks
+        blocks = shared_blocks(self.blocks, shape, self.spec.kind)
+        return ForkedDecoders(self.spec, self.pictures, blocks, self.threads), blocks
 
 
 class BlockReader:
@@ -166,10 +123,10 @@ class BlockReader:
         self._stop = threading.Event()
 
     def __iter__(self) -> Iterator[tuple[Block, Labels | None]]:
-        spec = self._reading.spec
-        for _ in range(self._reading.blocks):
-            self._free.put(np.empty((self._reading.block_rows, spec.size), spec.kind))
-        thread = threading.Thread(target=self._run, name="tilecov-read", daemon=True)
+        decoders, blocks = self._reading.decoders()  # here, since the thread that forks should be the one that waits
+        for block in blocks:
+            self._free.put(block)
+        thread = threading.Thread(target=self._run, args=(decoders,), name="tilecov-read", daemon=True)
         thread.start()
         try:
             while (item := self._full.get()) is not None:
@@ -183,15 +140,15 @@ class BlockReader:
             self._free.put(None)
             thread.join()
 
-    def _run(self) -> None:
+    def _run(self, decoders: Decoders) -> None:
         try:
-            with ThreadPoolExecutor(self._reading.threads, "tilecov-decode") as pool:
-                self._fill(pool)
+            with closing(decoders):
+                self._fill(decoders)
             self._full.put(None)
         except BaseException as error:  # noqa: BLE001  (handed to the thread that iterates)
             self._full.put(error)
 
-    def _fill(self, pool: ThreadPoolExecutor) -> None:
+    def _fill(self, decoders: Decoders) -> None:
         filling: _Filling | None = None
         limit = FIRST_BLOCK
         for tally, waiting in self._batches():
@@ -201,7 +158,7 @@ class BlockReader:
                     block = self._free.get()
                     if block is None:
                         return
-                    filling = _Filling(block[:limit], self._reading, pool, block)
+                    filling = _Filling(block[:limit], self._reading, decoders, block)
                     limit *= 2
                 batch = filling.take(tally, batch)
                 if filling.is_full:
@@ -268,11 +225,11 @@ class BlockReader:
 class _Filling:
     """A block, or the first part of ``whole``, while its rows are decoded; bad samples' slots are closed at the end."""
 
-    def __init__(self, block: Block, reading: Reading, pool: ThreadPoolExecutor, whole: Block) -> None:
-        self.block, self.whole, self._reading, self._pool = block, whole, reading, pool
+    def __init__(self, block: Block, reading: Reading, decoders: Decoders, whole: Block) -> None:
+        self.block, self.whole, self._reading, self._decoders = block, whole, reading, decoders
         self.rows = 0
         self.labels: Labels | None = None if reading.spec.grouping is None else [""] * len(block)
-        self._pending: deque[tuple[ShardTally, Future[list[tuple[int, str, str]]]]] = deque()
+        self._pending: deque[tuple[ShardTally, int]] = deque()
         self._holes: list[int] = []
 
     @property
@@ -283,21 +240,23 @@ class _Filling:
         """Start decoding as much of ``batch`` as has room; return the rest."""
         room = len(self.block) - self.rows
         now, rest = batch[:room], batch[room:]
-        rows = self.block[self.rows : self.rows + len(now)]
-        work = self._pool.submit(_decode, self._reading, now, rows, self.rows, self.labels)
-        self._pending.append((tally, work))
+        self._decoders.start(Batch(tally.shard.url, now, self.block[self.rows : self.rows + len(now)]))
+        self._pending.append((tally, self.rows))
         tally.used += len(now)
         self.rows += len(now)
-        while len(self._pending) > self._reading.threads + 1:  # bounds the encoded bytes that wait
+        while self._decoders.is_full:
             self._settle()
         return rest
 
     def _settle(self) -> None:
-        tally, future = self._pending.popleft()
-        for slot, key, reason in future.result():
+        tally, first = self._pending.popleft()
+        failed, labels = self._decoders.take()
+        if self.labels is not None and labels is not None:
+            self.labels[first : first + len(labels)] = labels
+        for index, key, reason in failed:
             if not self._reading.skip:
                 raise SampleError(tally.shard.url, key, reason)
-            self._holes.append(slot)
+            self._holes.append(first + index)
             tally.used -= 1
             tally.skipped.append((key, reason))
 
@@ -311,18 +270,3 @@ class _Filling:
             if self.labels is not None:
                 self.labels[hole] = self.labels[self.rows]
         return self
-
-
-def _decode(
-    reading: Reading, batch: list[Sample], rows: Block, first: int, labels: Labels | None
-) -> list[tuple[int, str, str]]:
-    """Decode a batch into its rows and labels; return (slot, key, reason) of the samples that failed."""
-    failed, grouping = [], reading.spec.grouping
-    for slot, (sample, row) in enumerate(zip(batch, rows, strict=True), first):
-        try:
-            if labels is not None and grouping is not None:
-                labels[slot] = grouping.label(sample)
-            reading.pictures.decode(reading.spec, sample, row)
-        except ValueError as error:
-            failed.append((slot, sample.key, str(error)))
-    return failed

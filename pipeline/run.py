@@ -13,7 +13,7 @@ from tilecov.storage.objects import Folder
 from tilecov.storage.redact import redact, redact_url
 from tilecov.storage.runs import FORMAT, LEDGER, REPORT, WORK, RunFolder, now, versions
 
-from .errors import BusyError, DoesNotFitError, OtherJobError
+from .errors import BusyError, CertificateError, DoesNotFitError, OtherJobError
 from .job import Job
 from .observer import Observer
 from .plan import Plan, plan
@@ -246,6 +246,7 @@ def _carry_out(
 
     from .context import Context
     from .executors import executor_of
+    from .spectra import refine
     from .stages import repair
 
     planned = Plan.load(manifest["plan"])
@@ -260,6 +261,11 @@ def _carry_out(
             except DamagedTileError as error:
                 if not repair(context, todo[0].name, error):
                     raise
+            except CertificateError as error:
+                if not refine(context):
+                    raise
+                manifest["state"] = "running"
+                observer.note(f"{error}; it is decomposed again in float64")
         manifest["stages"] = {name: manifest["stages"][name] for name in names}
     if not job.keep_rows:
         folder.root.remove(WORK)  # before the run is called complete: nothing is left behind where it is killed here

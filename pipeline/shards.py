@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from typing import Any, BinaryIO
+from functools import partial
+from typing import Any, BinaryIO, NamedTuple
 
 import fsspec
 from webdataset.handlers import reraise_exception
@@ -22,8 +22,7 @@ from tilecov.storage.tar import CHUNK_BYTES, Member, TarError, members
 _META = re.compile(rf"{meta_prefix}[^/]*{meta_suffix}($|/)")
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """The wanted image of one key.
 
     Attributes
@@ -97,14 +96,16 @@ def samples(
     extensions = list(dict.fromkeys(key.lower() for key in image_keys))
     ranks = {extension: rank for rank, extension in enumerate(extensions)}
 
-    def wanted(name: str) -> bool:
+    parts: tuple[str, str] | None = None
+
+    def wanted(name: str) -> bool:  # asked just before its member is yielded
+        nonlocal parts
         parts = _split(name)
         return parts is not None and (parts[1] in ranks or parts[1] == companion != "")
 
     seen: set[str] = set()
     group: _Group | None = None
     for member in members(stream, max_bytes=max_bytes, wanted=wanted, chunk_bytes=chunk_bytes):
-        parts = _split(member.name)
         if parts is None:
             continue
         key, extension = parts
@@ -118,11 +119,14 @@ def samples(
         yield group.close(extensions)
 
 
-@lru_cache(maxsize=16)  # each name is asked for twice in a row
 def _split(name: str) -> tuple[str, str] | None:
     """Return key and lower-case extension of a file; None where webdataset passes it over."""
-    if _META.match(name):
+    if meta_prefix in name and _META.match(name):
         return None
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    if stem and dot and "\n" not in name:  # what webdataset's expression finds, in a quarter of its time
+        return f"{folder}{slash}{stem}", extension.lower()
     key, extension = base_plus_ext(name)
     return None if key is None else (key, extension.lower())
 

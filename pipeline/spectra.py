@@ -11,6 +11,7 @@ from tilecov.storage.tiles import TileMatrix, open_group, write_vector
 
 from .checkpoints import KrylovState
 from .context import Context
+from .costs import more_for_float64
 from .covariance import Array
 from .device import choose_device
 from .errors import DoesNotFitError
@@ -51,6 +52,7 @@ def _randomized(context: Context) -> None:
     values, vectors, record = leading(
         matrix, target_of(context.job.rank, context.plan.size), tolerance=tolerance, dtype=dtype,
         device=choose_device(context.job.device), budget=context.plan.spectrum_bytes, state=state,
+        keep=context.plan.kept_bytes,
     )  # fmt: skip
     _some(context, len(values))
     _keep(context, values.cpu(), vectors.cpu(), record.as_dict())
@@ -159,8 +161,21 @@ def covariance_in(context: Context) -> CovarianceTiles:
 
 
 def dtype_in(context: Context) -> torch.dtype:
-    """Return the precision that the plan chose."""
-    return torch.float64 if context.plan.precision == "float64" else torch.float32
+    """Return the precision that the plan chose, or a better one where that fell short."""
+    return torch.float64 if context.manifest.get("precision", context.plan.precision) == "float64" else torch.float32
+
+
+def refine(context: Context) -> bool:
+    """Have LAPACK decompose again in float64 what fell short in float32; return whether there is memory to try."""
+    if context.plan.method != "direct" or dtype_in(context) == torch.float64:
+        return False
+    planned = next(stage.memory for stage in context.plan.stages if stage.name == "spectrum")
+    if planned + more_for_float64(context.plan.size) > context.plan.memory:
+        return False
+    context.manifest["precision"] = "float64"
+    for name in ("spectrum", "artifacts", "certificate"):
+        context.manifest["stages"].pop(name, None)
+    return True
 
 
 def rank_in(context: Context) -> int:
@@ -195,5 +210,6 @@ def _create(context: Context, rank: int) -> TileMatrix:
 def _finish(context: Context, values: Array, record: dict[str, Any]) -> None:
     write_vector(open_group(context.run.folder(STATISTICS), writable=True), "eigenvalues", values)
     context.run.folder(STATISTICS).sync()
-    found = {"method": context.plan.method, "precision": context.plan.precision, "rank": len(values)}
+    precision = str(dtype_in(context)).removeprefix("torch.") if context.plan.method != "dual" else "float64"
+    found = {"method": context.plan.method, "precision": precision, "rank": len(values)}
     context.manifest["spectrum"] = {**found, **record}

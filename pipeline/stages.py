@@ -11,6 +11,7 @@ from tilecov.storage.runs import ARTIFACTS, MOMENTS, STATISTICS, WORK
 from tilecov.storage.tiles import TileMatrix, open_group, read_vector, write_vector
 
 from . import certificate, spectra
+from .ahead import side_by_side
 from .context import Context, Record
 from .errors import CertificateError, TooFewRowsError
 from .export import write_artifacts
@@ -175,13 +176,17 @@ def _write_covariance(context: Context, group: zarr.Group, source: CovarianceTil
     """Write both triangles; return the trace."""
     shape, tile = (context.plan.size,) * 2, (context.plan.tile,) * 2
     covariance = TileMatrix.create(group, "covariance", shape, tile, context.job.dtype)
-    trace = 0.0
-    for i, j in context.tiling.upper():
-        values = source.read(i, j).astype(context.job.dtype)
-        trace += float(np.trace(values, dtype=np.float64)) if i == j else 0.0
+
+    def write(pair: tuple[int, int]) -> float:
+        (i, j), values = pair, source.read(*pair).astype(context.job.dtype)
         covariance.write(i, j, values)
         if i != j:
             covariance.write(j, i, values.T)
+        return float(np.trace(values, dtype=np.float64)) if i == j else 0.0
+
+    trace = 0.0
+    for part in side_by_side(write, context.tiling.upper()):
+        trace += part
         context.observer.advance(1)
     return trace
 

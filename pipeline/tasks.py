@@ -21,13 +21,14 @@ from .accumulate import Accumulator, FloatAccumulator, IntegerAccumulator, Pair,
 from .ahead import ahead
 from .bounds import ORIGIN
 from .costs import BLOCKS, blocks_beside_products
+from .decoders import ANY_PICTURE, PictureBudget
 from .device import choose_device, kernel_of
 from .errors import TooManyGroupsError
 from .machine import peak_bytes, reset_peak
 from .moments import block_hashes
 from .momentstore import MomentsStore
 from .norms import NormsSum
-from .reading import ANY_PICTURE, BlockReader, PictureBudget, Reading, ShardTally
+from .reading import BlockReader, Reading, ShardTally
 from .rows import RowSpec
 
 Progress = Callable[[int, int], None]
@@ -48,6 +49,8 @@ class Task:
     spec : RowSpec
     tile : int
     device : str
+    kernel : str
+        What memory was planned for: int8 or float32; empty where the worker chooses the faster one.
     origin : dict or None
         For float rows: where the origin is (a Partial's record and folder).
     options : mapping
@@ -60,6 +63,7 @@ class Task:
     spec: RowSpec
     tile: int
     device: str
+    kernel: str = ""
     origin: Mapping[str, Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -76,7 +80,7 @@ class Task:
     def accumulator(self, pairs: Iterator[Pair], *, wide: bool = False, block: int = 0) -> Accumulator:
         """Return an empty accumulator of these tiles, for rows of this kind."""
         if self.spec.kind == "uint8":
-            return IntegerAccumulator(self.tiling, pairs, kernel_of(self.device), wide=wide, block=block)
+            return IntegerAccumulator(self.tiling, pairs, kernel_of(self.device, self.kernel), wide=wide, block=block)
         if self.origin is None:
             raise ValueError("float rows are summed about an origin and none was given")
         origin = Partial(self.folder.folder(self.origin["prefix"])).read(self.origin["mean"])
@@ -105,6 +109,8 @@ class UnitTask(Task):
         Sets of moments that memory was kept for.
     pictures : PictureBudget
         Pictures that memory was kept for.
+    forked : bool
+        Whether decoders are processes.
     """
 
     shards: tuple[Shard, ...]
@@ -113,10 +119,13 @@ class UnitTask(Task):
     skip: bool
     max_groups: int = 1
     pictures: PictureBudget = ANY_PICTURE
+    forked: bool = False
 
     def reader(self, progress: Progress | None, blocks: int = BLOCKS) -> BlockReader:
         """Return the blocks of this unit."""
-        reading = Reading(self.spec, self.block_rows, self.threads, self.skip, self.pictures, self.options, blocks)
+        reading = Reading(
+            self.spec, self.block_rows, self.threads, self.skip, self.pictures, self.options, blocks, self.forked
+        )
         return BlockReader(self.shards, reading, None if progress is None else lambda shards: progress(shards, 0))
 
 

@@ -2,23 +2,31 @@
 
 Python's ``tarfile`` builds a large object for each member and reads a few thousand of them a second; image shards hold
 many small files, so the walk is done here: one pass, no seeking back, payloads as views into the chunk just read.
+Plain members are found in C, where that was compiled; every other one is read by Python.
 """
 
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from . import tar_headers as headers
 from .tar_headers import BLOCK, TarError
+
+try:
+    from ._tarwalk import plain_members
+except ImportError:  # pragma: no cover - no compiler was there when tilecov was installed
+
+    def plain_members(data: Any, at: int, /) -> list[tuple[str, int, int]]:  # noqa: ARG001
+        """Find none: all members are read by Python, several times as slowly."""
+        return []
+
 
 __all__ = ["CHUNK_BYTES", "Member", "TarError", "members"]
 
 CHUNK_BYTES = 1 << 20  # one read of the stream: large enough for object stores, small beside a block of rows
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """One regular file of an archive.
 
     Attributes
@@ -71,8 +79,8 @@ def members(
     TarError
         For a compressed, empty, cut or damaged archive, and for sparse and multi-volume members.
     """
-    reader = _Reader(stream, chunk_bytes)
-    for kind, name, size, offset in _entries(reader):
+    reader, extensions = _Reader(stream, chunk_bytes), headers.Extensions()
+    for kind, name, size, offset in _entries(reader, extensions):
         blocks = 0 if kind in headers.BARE else -(-size // BLOCK) * BLOCK
         if kind not in headers.FILES:
             reader.skip(blocks, name)
@@ -81,14 +89,33 @@ def members(
             yield Member(name, size, offset, None)
         elif size > max_bytes:
             reader.skip(blocks, name)
-            yield Member(name, size, offset, None, f"{name!r} has {size} bytes, more than the {max_bytes} allowed.")
+            yield _too_large(name, size, offset, max_bytes)
         else:
             yield Member(name, size, offset, reader.payload(blocks, name)[:size])
+        if not extensions.always:  # which would have a say in plain members too
+            yield from _plain(reader, max_bytes, wanted)
 
 
-def _entries(reader: "_Reader") -> Iterator[tuple[int, str, int, int]]:
+def _plain(reader: "_Reader", max_bytes: int, wanted: Callable[[str], bool] | None) -> Iterator[Member]:
+    """Yield the plain members that lie one after another in the chunk at hand, whole."""
+    chunk, base = reader.chunk, reader.base
+    for name, size, at in plain_members(chunk, reader.at):
+        start = at + BLOCK
+        reader.at = start - (-size // BLOCK) * BLOCK
+        if wanted is not None and not wanted(name):
+            yield Member(name, size, base + at, None)
+        elif size > max_bytes:
+            yield _too_large(name, size, base + at, max_bytes)
+        else:
+            yield Member(name, size, base + at, chunk[start : start + size])
+
+
+def _too_large(name: str, size: int, offset: int, max_bytes: int) -> Member:
+    return Member(name, size, offset, None, f"{name!r} has {size} bytes, more than the {max_bytes} allowed.")
+
+
+def _entries(reader: "_Reader", extensions: headers.Extensions) -> Iterator[tuple[int, str, int, int]]:
     """Yield type, name, size and offset of each member, whose payload the caller must take or skip."""
-    extensions = headers.Extensions()
     while (header := _next_header(reader)) is not None:
         offset = reader.offset - BLOCK
         size = headers.size(header, offset)

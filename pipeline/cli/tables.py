@@ -26,7 +26,8 @@ def print_plan(plan: "Plan", *, stderr: bool = False) -> None:
     out = console(stderr=stderr)
     out.print(
         f"[bold]d = {plan.size:,}[/bold], tiles of {plan.tile:,}, {plan.strategy}, {len(plan.units)} units, "
-        f"blocks of {plan.block_rows:,} rows, {plan.decode_threads} decode threads"
+        f"blocks of {plan.block_rows:,} rows, {plan.decode_threads} decode {'processes' if plan.forked else 'threads'}"
+        + (f", products in {plan.kernel}" if plan.kernel else "")
     )
     out.print(f"svd: {plan.reason}")
     table = Table(

@@ -102,7 +102,10 @@ def stages_of(manifest: Manifest) -> list[tuple[str, Compared, Compared]]:
 
 def _compare(measured: float | None, predicted: float, most: float, show: Any) -> Compared:
     shown = "to do" if measured is None else show(measured)
-    return Compared(shown, show(predicted), 100 * (measured or 0.0) / (most or 1), 100 * predicted / (most or 1))
+    part, expected = (
+        value / (most or 1) for value in (measured or 0.0, predicted)
+    )  # so that the largest is 100 exactly
+    return Compared(shown, show(predicted), 100 * part, 100 * expected)
 
 
 def certificate_of(manifest: Manifest) -> list[tuple[str, str, str]]:

@@ -8,16 +8,13 @@ full, the leading Ritz vectors stay and the others go: the thick restart of Wu a
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 
-from tilecov.pipeline.ahead import ahead
-
 from .direct import SymmetricTiles
+from .products import Products, trace_of
 from .ranks import Record, Target, denoising_error, moved, ratio, refused, sizes
 
 _STRIDE = 2048  # columns rotated at a time, so that no second basis is made
@@ -49,6 +46,10 @@ class Progress:
         Passes when they were drawn.
     squares : float
         Squared Frobenius norm of the scaled S.
+    residual : float
+        Estimated at the last look; 0 before there was one.
+    look : int
+        Rows multiplied at which the next look is worth its time.
     """
 
     basis: torch.Tensor
@@ -59,6 +60,8 @@ class Progress:
     due: int = 0
     born: int = 0
     squares: float = 0.0
+    residual: float = 0.0
+    look: int = 0
 
 
 class State(Protocol):
@@ -84,6 +87,7 @@ def leading(
     budget: int,
     seed: int = 0,
     state: State | None = None,
+    keep: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, Record]:
     """Return LA (k,) descending, U (d, k) and how it went: the leading eigenpairs of a positive semidefinite matrix.
 
@@ -105,6 +109,8 @@ def leading(
         Of the random blocks. The same seed, sizes, threads and device give the same result, resumed or not.
     state : State, optional
         Keeps progress after each pass.
+    keep : int
+        Bytes of tiles that stay in memory, or on the device, from the first pass on, so that fewer are read again.
 
     Raises
     ------
@@ -117,8 +123,8 @@ def leading(
     """
     size = matrix.tiling.size
     block, capacity = sizes(target, size, dtype, budget)
-    total = _trace(matrix)
-    products = _Products(matrix, math.ldexp(1.0, -math.frexp(total)[1]), dtype, device)
+    total = trace_of(matrix)
+    products = Products(matrix, math.ldexp(1.0, -math.frexp(total)[1]), dtype, device, keep)
     krylov = _Krylov(size, capacity, block, dtype, device, seed)
     krylov.begin(state.load() if state else None)
     search = _Search(target, total, products.scale, tolerance, krylov, budget)
@@ -128,51 +134,6 @@ def leading(
         if state:
             state.save(krylov.progress(), changed)
     return search.result()
-
-
-def _trace(matrix: SymmetricTiles) -> float:
-    """Return the trace; ValueError where it is not a number."""
-    total = math.fsum(float(np.trace(matrix.read(i, i), dtype=np.float64)) for i in range(len(matrix.tiling)))
-    if not math.isfinite(total):
-        raise ValueError(f"the trace of the matrix is {total}; the covariance must be finite")
-    return total
-
-
-@dataclass
-class _Products:
-    """Products with S, scaled by a power of two to a trace in [1/2, 1): no scale of S over- or underflows float32."""
-
-    matrix: SymmetricTiles
-    scale: float
-    dtype: torch.dtype
-    device: torch.device
-
-    squares: float = 0.0
-    """Squared Frobenius norm of the scaled S, once the first pass was made: it takes a third of a pass."""
-
-    def multiply(self, block: torch.Tensor) -> torch.Tensor:
-        """Return ``block S`` (b, d)."""
-        tiling, product, squares = self.matrix.tiling, torch.zeros_like(block), self.squares
-        for i, j, tile in ahead(self._tiles()):
-            rows, columns = tiling.span(i), tiling.span(j)
-            product[:, columns].addmm_(block[:, rows], tile)
-            if i != j:
-                product[:, rows].addmm_(block[:, columns], tile.T)
-            if not self.squares:
-                squares += float(torch.linalg.vector_norm(tile, dtype=torch.float64)) ** 2 * (1 if i == j else 2)
-        if not math.isfinite(squares):
-            raise ValueError(f"the Frobenius norm of the matrix is {math.sqrt(squares)}; the covariance must be finite")
-        self.squares = squares
-        return product
-
-    def _tiles(self) -> Iterator[tuple[int, int, torch.Tensor]]:
-        kind = np.float64 if self.dtype == torch.float64 else np.float32
-        for i, j in self.matrix.tiling.upper():
-            raw = self.matrix.read(i, j)
-            tile = np.empty(raw.shape, kind)
-            np.multiply(raw, self.scale, out=tile, casting="same_kind")
-            del raw
-            yield i, j, torch.from_numpy(tile).to(self.device)
 
 
 class _Krylov:
@@ -185,8 +146,8 @@ class _Krylov:
         self.rows = torch.empty((capacity, size), dtype=dtype, device=device)
         self.coupling = torch.zeros((0, 0), dtype=torch.float64)
         self.values = torch.zeros(0, dtype=torch.float64)
-        self.filled = self.passes = self.drawn = self.due = self.born = 0
-        self.squares = 0.0
+        self.filled = self.passes = self.drawn = self.due = self.born = self.look = 0
+        self.squares = self.residual = 0.0
 
     def begin(self, progress: Progress | None) -> None:
         """Go on from what was saved, unless it was with another size or dtype, or with more memory."""
@@ -199,11 +160,15 @@ class _Krylov:
         self.coupling, self.values = progress.coupling, progress.values
         self.passes, self.squares = progress.passes, progress.squares
         self.drawn, self.due, self.born = progress.drawn, progress.due, progress.born
+        self.residual, self.look = progress.residual, progress.look
 
     def progress(self) -> Progress:
         """Return what a resumed run needs, without a copy."""
         basis = self.rows[: self.filled]
-        return Progress(basis, self.coupling, self.values, self.passes, self.drawn, self.due, self.born, self.squares)
+        return Progress(
+            basis, self.coupling, self.values, self.passes, self.drawn, self.due, self.born, self.squares,
+            self.residual, self.look,
+        )  # fmt: skip
 
     @property
     def multiplied(self) -> int:
@@ -228,7 +193,7 @@ class _Krylov:
         self.due = self.passes + (self.passes - self.born) * (2 if waiting else 1)
         self.born = self.passes
 
-    def expand(self, products: _Products) -> None:
+    def expand(self, products: Products) -> None:
         """Multiply the next rows by S, and add the part of the product that is new as rows."""
         if self.multiplied == self.filled:
             self.draw()
@@ -312,7 +277,8 @@ class _Search:
         """Return whether the wanted pairs are certain; looks at the Ritz pairs where the basis has grown enough."""
         krylov, done = self.krylov, self.krylov.multiplied
         rank, all_done = min(self.target.rank or 1, krylov.size), done == krylov.size
-        grown = done >= max(_FIRST * rank, _GROWTH * len(krylov.values)) or done == krylov.filled or krylov.full
+        due = max(_FIRST * rank, _GROWTH * len(krylov.values), krylov.look)
+        grown = done >= due or done == krylov.filled or krylov.full
         if done < rank or not grown:
             return False
         before = krylov.values
@@ -323,10 +289,25 @@ class _Search:
             return False
         watched = self.target.watched(self.wanted, krylov.size)
         self.residual = ratio(float(torch.linalg.vector_norm(residuals[:watched])), math.sqrt(krylov.squares))
+        krylov.look = done + self._skipped(done - len(before))
+        krylov.residual = self.residual
         self.moved = moved(before, krylov.values[:watched], residuals[:watched], krylov.rows.dtype)
         # An eigenvalue's error falls with the square of the residual: what is left is far below the last movement.
         settled = self.residual <= self.tolerance and self.moved <= 10 * self.tolerance
         return all_done or (settled and self._complete(watched))
+
+    def _skipped(self, rows: int) -> int:
+        """Return how many rows more are multiplied before the next look, ``rows`` after the last one.
+
+        A look takes as long as several passes. The residual falls faster and faster, so about half of the way on which
+        it would reach the tolerance, as fast as it fell since the last look, is sure to be too short; and a look one
+        pass too early costs less than one too late, since the last two looks are compared.
+        """
+        before, residual = self.krylov.residual, self.residual
+        if not self.tolerance < residual < before:
+            return 0
+        wanted = rows * math.log(residual / self.tolerance) / math.log(before / residual)
+        return max(0, min(self.krylov.size, int(wanted / 2) - self.krylov.block))
 
     def _complete(self, watched: int) -> bool:
         """Return whether copies of a repeated eigenvalue can not be missing; where they can, a random block is added.
@@ -362,7 +343,7 @@ class _Search:
             need = self.target.watched(self.wanted, krylov.size)
         if need > most:
             raise refused(need, krylov.size, krylov.rows.dtype, self.budget)
-        self.captured = captured
+        self.captured, krylov.look = captured, 0
         keep = min(most, need + (krylov.capacity - need) // 2)
         krylov.rotate(self.vectors, keep)
         krylov.values = krylov.values[:keep]

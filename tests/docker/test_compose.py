@@ -107,6 +107,14 @@ def test_the_image_is_small_beside_torch(engine: Engine, stack: Stack) -> None:
     assert 50e6 < sum(size for size, line in layers if "COPY /opt/torch" not in line) < LARGEST
 
 
+def test_the_image_has_what_was_compiled_and_no_compiler(engine: Engine, stack: Stack) -> None:
+    code = "from tilecov.pipeline.pixels import is_compiled; from tilecov.storage import _tarwalk; print(is_compiled())"
+    python = ("run", "--rm", "--entrypoint", "python3", "tilecov", "-c")
+    assert engine.docker(*python, code).strip() == "True"
+    found = "import shutil; print([name for name in ('cc', 'gcc', 'as') if shutil.which(name)])"
+    assert engine.docker(*python, found).strip() == "[]"
+
+
 def test_what_the_image_says_of_itself(engine: Engine, stack: Stack) -> None:
     config = json.loads(engine.docker("image", "inspect", "tilecov"))[0]["Config"]
     assert config["User"] == "10001:10001"

@@ -1,5 +1,6 @@
 """The proof that a device multiplies exactly: what passes it, what does not, and which device is chosen."""
 
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -14,7 +15,10 @@ from tilecov.pipeline.device import (
     choose_device,
     choose_kernel,
     int8_product,
+    int8_product_on_cpu,
     is_exact,
+    kernels,
+    rate_of,
 )
 from tilecov.pipeline.moments import Moments
 
@@ -90,6 +94,9 @@ INEXACT = {
     "last entry off by one": off_by_one(-1, -1),
     "one entry off by one": off_by_one(3, 141),
     "one row forgotten": lambda left, right: exactly(left[1:], right[1:]).int(),
+    "single columns with one row": lambda left, right: (
+        exactly(left[:1], right) if left.shape[1] == 1 else exactly(left, right)
+    ),
     "no such operation": raising(NotImplementedError("not implemented for 'Char'")),
     "no such units": raising(RuntimeError("CUDA error: not supported")),
 }
@@ -127,14 +134,19 @@ def test_int8_units_pass() -> None:
     assert is_exact(kernel(int8_product, torch.int8, grouped=False))
 
 
+ON_THIS_CPU = is_exact(kernels(CPU)[0])
+INT8_PRODUCTS = [int8_product, *([int8_product_on_cpu] if ON_THIS_CPU else [])]
+
+
 SHAPES = [(0, 1, 1), (1, 1, 1), (1, 3, 2), (7, 8, 8), (16, 16, 16), (17, 33, 5), (33, 31, 64), (1025, 9, 40)]
 
 
+@pytest.mark.parametrize("product", INT8_PRODUCTS)
 @pytest.mark.parametrize(("rows", "a", "b"), SHAPES)
-def test_int8_products_of_any_shape_are_exact(rows: int, a: int, b: int) -> None:
+def test_int8_products_of_any_shape_are_exact(rows: int, a: int, b: int, product: Product) -> None:
     both = torch.tensor(np.random.default_rng(rows).integers(-128, 128, (rows, a + b), np.int8))
     left, right = both[:, :a], both[:, a:]  # views, as tile columns are
-    found = int8_product(left, right)
+    found = product(left, right)
     assert (found.shape, found.dtype) == ((a, b), torch.int32)
     assert torch.equal(found.to(torch.int64), exactly(left, right))
 
@@ -163,6 +175,24 @@ def test_the_choice_leaves_torch_able_to_tell_its_precision(wanted: str, precisi
     torch.set_float32_matmul_precision(wanted)
     choose_kernel(CPU)
     assert torch.get_float32_matmul_precision() in {"highest", wanted}  # torch.compile asks for it too
+
+
+def test_the_faster_of_a_cpu_s_exact_kernels_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = [found for found in kernels(CPU) if is_exact(found)]
+    for fastest in exact:
+        monkeypatch.setattr(module, "rate_of", lambda found, best=fastest.name: float(found.name == best))
+        assert choose_kernel(CPU) == fastest
+    for found in exact:
+        assert choose_kernel(CPU, found.name) == found
+    assert choose_kernel(CPU, "of another machine") == exact[-1]
+
+
+def test_a_rate_counts_two_operations_for_each_product() -> None:
+    def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.01)
+        return exactly(left, right)
+
+    assert 0 < rate_of(kernel(product), rows=4, width=8) <= 2 * 4 * 8 * 8 / 0.01
 
 
 def test_a_device_without_an_exact_product_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

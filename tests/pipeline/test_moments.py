@@ -13,16 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tilecov.pipeline.device import Kernel, choose_kernel, int8_product
+from tilecov.pipeline.device import Kernel, choose_kernel, int8_product, is_exact, kernels
 from tilecov.pipeline.moments import Moments
 from tilecov.storage.tiling import Tiling
 
 Rows = npt.NDArray[np.uint8]
 
 CPU = torch.device("cpu")
-FLOAT32 = choose_kernel(CPU)
+FLOAT32 = choose_kernel(CPU, "float32")
 INT8 = Kernel("int8", CPU, torch.int8, int8_product, grouped=False)
-KERNELS = {"float32": FLOAT32, "int8": INT8}
+KERNELS = {"float32": FLOAT32, "int8 as on CUDA": INT8} | {
+    f"{kernel.name} of this CPU": kernel for kernel in kernels(CPU) if kernel.name == "int8" and is_exact(kernel)
+}
 
 ANY = st.one_of(st.integers(0, 255), st.sampled_from([0, 127, 128, 129, 255]))
 
@@ -154,7 +156,7 @@ def test_the_digest_knows_neither_split_nor_order_nor_tile_nor_kernel(data: st.D
     tile = data.draw(st.sampled_from([256, 300, 512, 1024]))
     moments = Moments.empty(300, tile)
     for part in np.split(shuffled, cuts):
-        moments = moments.update(part, data.draw(st.sampled_from([FLOAT32, INT8])))
+        moments = moments.update(part, data.draw(st.sampled_from([*KERNELS.values()])))
     assert moments.digest() == digest_by_description(*integers_of(rows))
 
 

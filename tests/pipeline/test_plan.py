@@ -73,9 +73,22 @@ def float_up(size: str) -> str:
     return f"{float(number) + 0.1:.1f}{unit}"
 
 
-def test_float64_where_it_fits_else_float32() -> None:
-    assert plan(job(rank="full", memory="8GiB"), facts(), MACHINE).precision == "float64"
-    assert plan(job(rank="full", memory="4GiB", svd="direct"), facts(), MACHINE).precision == "float32"
+def test_lapack_computes_in_what_is_stored_and_in_float64_where_that_is_quick() -> None:
+    assert plan(job(rank="full", svd="direct"), facts(), MACHINE).precision == "float32"
+    assert plan(job(rank="full", svd="direct", dtype="float64"), facts(), MACHINE).precision == "float64"
+    assert plan(job(rank="full", resolution=22), facts(), MACHINE).precision == "float64"
+    few = facts(samples=2_000_000)  # so many that --dtype float64 decides by memory alone
+    with pytest.raises(DoesNotFitError, match="in float64 needs"):
+        plan(job(rank="full", svd="direct", dtype="float64", memory="4GiB"), few, MACHINE)
+
+
+def test_the_certificate_takes_more_memory_where_there_is_some() -> None:
+    """With it each slab of U is read once, and not for every tile row."""
+    tight, roomy = (plan(job(rank="full", svd="blocked", memory=size), facts(), MACHINE) for size in ("1GiB", "8GiB"))
+    assert 256 << 20 <= tight.band_bytes < 8 * 12_288**2 < roomy.band_bytes
+    for planned in (tight, roomy):
+        assert planned.stages[-1].name == "certificate"
+        assert planned.stages[-1].memory <= planned.memory
 
 
 def test_lapack_ends_below_32767_columns() -> None:

@@ -9,8 +9,9 @@ import pytest
 from conftest import npy, png, random_images, rows_of, write_shards, write_tar
 
 from tilecov.pipeline.ahead import ahead
+from tilecov.pipeline.decoders import PictureBudget
 from tilecov.pipeline.errors import DoesNotFitError, SampleError
-from tilecov.pipeline.reading import BlockReader, PictureBudget, Reading
+from tilecov.pipeline.reading import BlockReader, Reading
 from tilecov.pipeline.rows import RowSpec
 from tilecov.storage.listing import Shard, list_shards
 
@@ -25,11 +26,16 @@ def shards_of(paths: list[Path]) -> list[Shard]:
     return list_shards([str(path) for path in paths])
 
 
+forked_or_not = pytest.mark.parametrize("forked", [False, True], ids=["threads", "processes"])
+
+
+@forked_or_not
 @pytest.mark.parametrize("block_rows", [1, 3, 64, 1000])
 @pytest.mark.parametrize("threads", [1, 4])
-def test_all_rows_arrive_once(tmp_path: Path, block_rows: int, threads: int) -> None:
+def test_all_rows_arrive_once(tmp_path: Path, block_rows: int, threads: int, forked: bool) -> None:
     images = random_images(100, 4)
-    reader = BlockReader(shards_of(write_shards(tmp_path, images, 3)), Reading(spec(), block_rows, threads, skip=False))
+    reading = Reading(spec(), block_rows, threads, skip=False, forked=forked)
+    reader = BlockReader(shards_of(write_shards(tmp_path, images, 3)), reading)
     blocks = [block.copy() for block, _ in reader]
     assert all(len(block) == block_rows for block in blocks[:-1])
     found = np.concatenate(blocks)
@@ -37,12 +43,13 @@ def test_all_rows_arrive_once(tmp_path: Path, block_rows: int, threads: int) -> 
     assert sum(tally.used for tally in reader.tallies) == 100
 
 
-def test_bad_samples_leave_no_hole(tmp_path: Path) -> None:
+@forked_or_not
+def test_bad_samples_leave_no_hole(tmp_path: Path, forked: bool) -> None:
     good = [(f"{i:02d}.npy", npy(np.full(48, i + 1, np.uint8))) for i in range(20)]
     bad = [(f"{i:02d}x.npy", b"damaged") for i in range(20)]
     files = [file for pair in zip(good, bad, strict=True) for file in pair]
     shard = write_tar(tmp_path / "a.tar", [*bad[:3], *files[6:], *good[:3]])
-    reader = BlockReader(shards_of([shard]), Reading(spec(), 7, 2, skip=True))
+    reader = BlockReader(shards_of([shard]), Reading(spec(), 7, 2, skip=True, forked=forked))
     rows = np.concatenate([block.copy() for block, _ in reader])
     assert sorted(rows[:, 0]) == list(range(1, 21))
     assert (rows == rows[:, :1]).all()
@@ -50,17 +57,19 @@ def test_bad_samples_leave_no_hole(tmp_path: Path) -> None:
     assert (tally.samples, tally.used, len(tally.skipped)) == (40, 20, 20)
 
 
-def test_an_error_is_raised_where_the_blocks_are_used(tmp_path: Path) -> None:
+@forked_or_not
+def test_an_error_is_raised_where_the_blocks_are_used(tmp_path: Path, forked: bool) -> None:
     shard = write_tar(tmp_path / "a.tar", [("a.npy", npy(np.zeros(48, np.uint8))), ("b.npy", b"damaged")])
     with pytest.raises(SampleError, match="'b'"):
-        list(BlockReader(shards_of([shard]), Reading(spec(), 8, 2, skip=False)))
+        list(BlockReader(shards_of([shard]), Reading(spec(), 8, 2, skip=False, forked=forked)))
 
 
-def test_larger_pictures_are_decoded_one_at_a_time_or_refused(tmp_path: Path) -> None:
+@forked_or_not
+def test_larger_pictures_are_decoded_one_at_a_time_or_refused(tmp_path: Path, forked: bool) -> None:
     files = [(f"{i}.png", png(image)) for i, image in enumerate(random_images(8, 4))]
     files += [(f"large{i}.png", png(image)) for i, image in enumerate(random_images(3, 20))]
     shard = write_tar(tmp_path / "a.tar", files)
-    usual = {"spec": spec(), "block_rows": 4, "threads": 4, "skip": True}
+    usual = {"spec": spec(), "block_rows": 4, "threads": 4, "skip": True, "forked": forked}
     rows = [
         len(block) for block, _ in BlockReader(shards_of([shard]), Reading(**usual, pictures=PictureBudget(16, 400)))
     ]

@@ -14,10 +14,11 @@ import pytest
 import zarr
 from conftest import random_images, rows_of, write_shards
 
-from tilecov.pipeline import Job, WienerFilter, run
+from tilecov.pipeline import Job, WienerFilter, certificate, run, spectra
 from tilecov.pipeline.cli import run_safely
-from tilecov.pipeline.errors import DoesNotFitError
+from tilecov.pipeline.errors import CertificateError, DoesNotFitError
 from tilecov.pipeline.merge import merge
+from tilecov.pipeline.observer import Observer
 from tilecov.pipeline.verify import verify
 from tilecov.storage.objects import Folder
 from tilecov.storage.runs import RunFolder
@@ -93,6 +94,27 @@ def test_the_spectrum_decides_the_rank(tmp_path: Path, shards: Path, rank: str, 
     assert manifest["spectrum"]["rank"] == wanted
     assert (manifest["spectrum"]["denoising"] is not None) == rank.startswith("noise")
     assert WienerFilter.load(tmp_path / "run").U.shape == (SIZE, wanted)
+
+
+def test_what_falls_short_in_float32_is_decomposed_again_in_float64(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit that LAPACK in float32 cannot keep, and in float64 keeps: the run ends well, and says what it did."""
+    write_shards(tmp_path / "shards", random_images(1800, 23), 2)  # d = 1,587: from 1,536 on float32 is chosen
+    monkeypatch.setattr(certificate, "RESIDUAL_LIMIT", 1e-6)
+    job = {"shards": (f"{tmp_path}/shards/*.tar",), "resolution": 23, "svd": "direct", "out": str(tmp_path / "run")}
+    notes: list[str] = []
+    observer = Observer()
+    monkeypatch.setattr(observer, "note", notes.append)
+    manifest = run(Job(**job), observer)
+    assert (manifest["plan"]["precision"], manifest["spectrum"]["precision"]) == ("float32", "float64")
+    assert (manifest["state"], list(manifest["stages"])[-1]) == ("complete", "certificate")
+    assert manifest["certificate"]["residual"] < 1e-6
+    assert any("residual is" in note and "again in float64" in note for note in notes)
+    assert verify(RunFolder(Folder(str(tmp_path / "run"))))[1] == []
+    monkeypatch.setattr(spectra, "more_for_float64", lambda size: 1 << 50)
+    with pytest.raises(CertificateError, match="residual is"):  # where there is no memory for it
+        run(Job(**{**job, "out": str(tmp_path / "tight")}))
 
 
 @pytest.mark.slow

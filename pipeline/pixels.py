@@ -1,0 +1,63 @@
+"""Pixels from one order of memory to another: by C where it was compiled, else by NumPy.
+
+What is done here for every picture is a few microseconds in C (`_pixels.c`) and, in Python or in the codecs' own way,
+as long as the decoding itself. It holds no interpreter lock there. Where no compiler was at hand when tilecov was
+installed, all results are the same, and PNG are decoded by imagecodecs.
+"""
+
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+
+try:
+    _pixels: ModuleType | None = import_module("._pixels", __package__)
+except ImportError:  # pragma: no cover - no compiler was there
+    _pixels = None
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def is_compiled() -> bool:
+    """Return whether the C functions are there."""
+    return _pixels is not None
+
+
+def png_row(compressed: Any, row: Pixels) -> bool:
+    """Write the pixels of a PNG's image data to a row, in CHW order; return whether that could be done.
+
+    Parameters
+    ----------
+    compressed : bytes-like
+        What the IDAT chunks hold, one after another: 8 bits a value, not interlaced.
+    row
+        uint8 of shape (C, H, W), overwritten; untouched where False is returned.
+    """
+    channels, height, width = row.shape
+    if _pixels is None or not row.flags.c_contiguous:
+        return False
+    wanted = height * (width * channels + 1)
+    try:
+        filtered = imagecodecs.deflate_decode(compressed, out=wanted, raw=False)
+    except imagecodecs.DeflateError:  # damaged, or more than a picture: somebody else's to judge
+        return False
+    return len(filtered) == wanted and bool(_pixels.unfilter(filtered, row, height, width, channels))
+
+
+def planes(picture: npt.NDArray[Any], row: Pixels) -> None:
+    """Write a picture, (H, W, C) or (H, W) uint8, to a row, (C, H, W)."""
+    if _pixels is not None and picture.flags.c_contiguous and row.flags.c_contiguous:
+        channels = picture.shape[2] if picture.ndim == 3 else 1
+        _pixels.planes(picture, row, picture.size // channels, channels)
+    else:
+        row[...] = picture.transpose(2, 0, 1) if picture.ndim == 3 else picture
+
+
+def jpeg_markers(data: bytes, start: int) -> int:
+    """Return how many bytes 0xFF from ``start`` on are not followed by 0x00: markers, and no coded pixels."""
+    if _pixels is not None:
+        return int(_pixels.jpeg_markers(data, start))
+    return data.count(b"\xff", start) - data.count(b"\xff\x00", start)

@@ -1,0 +1,3 @@
+from typing import Any
+
+def plain_members(data: Any, at: int, /) -> list[tuple[str, int, int]]: ...
