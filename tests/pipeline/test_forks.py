@@ -2,14 +2,16 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import png, random_images, rows_of, write_shards, write_tar
 
-from tilecov.pipeline import forks
+from tilecov.pipeline import Job, costs, forks, run
 from tilecov.pipeline.decoders import ANY_PICTURE, Batch, ThreadDecoders
 from tilecov.pipeline.errors import DecoderDiedError
 from tilecov.pipeline.forks import ForkedDecoders, can_fork, shared_blocks
@@ -113,6 +115,35 @@ def test_what_has_no_room_in_the_shared_memory_is_decoded_here(monkeypatch: pyte
         assert np.array_equal(blocks[1][:30], rows_of(images))
     finally:
         decoders.close()
+
+
+def test_any_thread_may_fork(tmp_path: Path) -> None:
+    """A worker of Dask runs tasks on threads of its own."""
+    images = random_images(40, 4)
+    shards = list_shards([str(path) for path in write_shards(tmp_path, images, 3)])
+    found: list[int] = []
+
+    def read() -> None:
+        found.append(sum(len(block) for block, _ in BlockReader(shards, Reading(SPEC, 8, 2, skip=False, forked=True))))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    thread.join()
+    assert found == [40]
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("strategy", ["resident", "staged"])
+def test_a_job_with_decoder_processes_has_the_digest_of_one_with_threads(
+    tmp_path: Path, strategy: Any, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = tuple(str(path) for path in write_shards(tmp_path / "shards", random_images(90, 4), 4))
+    job = {"shards": paths, "resolution": 4, "rank": 0, "decode_threads": 2, "strategy": strategy, "workers": workers}
+    expected = run(Job(**job, out=str(tmp_path / "threads")))
+    monkeypatch.setattr(costs, "FORK_SECONDS", 0.0)
+    manifest = run(Job(**job, out=str(tmp_path / "processes")))
+    assert (expected["plan"]["forked"], manifest["plan"]["forked"]) == (False, True)
+    assert manifest["moments_digest"] == expected["moments_digest"]
 
 
 def test_threads_and_processes_find_the_same(tmp_path: Path) -> None:
