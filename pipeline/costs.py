@@ -331,7 +331,7 @@ class Costs:
         sets = 1 + self.groups * bool(self.job.group_by)
         written, read = sets * self.job.size**2 * width, sets * upper_entries(self.job.size) * 8
         cost = {"read": read, "written": written, "requests": 3 * self.pairs, "seconds": read / 2e8}
-        return self.stage("statistics", self.base + 9 * self.tile_bytes, **cost)
+        return self.stage("statistics", self.base + 7 * self.tile_bytes, **cost)
 
     @property
     def rank(self) -> int:
