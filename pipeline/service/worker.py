@@ -137,9 +137,11 @@ def _field_of(error: Exception) -> str | None:
 
 
 def _text(error: Exception) -> str:
-    from ..cli.failures import explain, explain_usage
+    from ..cli.failures import explain
 
-    return explain_usage(error) if isinstance(error, ValidationError) else explain(error)
+    if isinstance(error, ValidationError):  # the field is told apart from it
+        return error.errors()[0]["msg"].removeprefix("Value error, ")
+    return explain(error)
 
 
 def plan_for_ever() -> None:

@@ -142,7 +142,7 @@ def test_bodies_have_a_limit(client: TestClient) -> None:
         ({"shards": [SECRET] * 20_000}, "shards"),
         ({"unknown": SECRET}, "unknown"),
         ({"group_by": "(" * 5000}, "group_by"),
-        ({"group_by": "("}, "group_by"),
+        ({"group_by": "a" * 201}, "group_by"),
         ({"samples": 1 << 70}, "samples"),
         ({"memory": "12 parsecs"}, "memory"),
         ({"rank": "energy=nan"}, "rank"),
@@ -155,6 +155,20 @@ def test_faults_name_the_field_and_repeat_nothing(client: TestClient, changes: d
         assert [fault["loc"][1] for fault in answer.json()["detail"]] == [field]
         assert SECRET not in answer.text
         assert {*answer.json()["detail"][0]} == {"loc", "msg", "type"}
+
+
+@pytest.mark.parametrize("length", [195, 5000])
+def test_the_service_itself_compiles_no_expression(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    def compiled(text: str) -> None:
+        raise AssertionError(f"compiled: {text[:20]}")
+
+    monkeypatch.setattr("tilecov.pipeline.grouping.Grouping.parse", compiled)
+    hostile = "(?i)" + "[\x01-\uffff]" * (length // 5)  # 5,000 letters take 4 s
+    for route in ("/plan", "/runs"):
+        answer = client.post(route, json={**JOB, "group_by": hostile})
+        assert answer.status_code == (422 if length > 200 else 201 if route == "/runs" else 200)
 
 
 def test_only_files_of_the_list_are_given(client: TestClient, tmp_path: Path) -> None:

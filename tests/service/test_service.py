@@ -189,7 +189,7 @@ def test_shards_that_are_refused(client: Client, data: Path, web: Web, shards: l
 @pytest.mark.parametrize(
     ("job", "field"),
     [({"memory": "1MiB"}, "memory"), ({"workers": 64}, "memory"), ({"device": "cuda:77"}, "device"),
-     ({"device": "nonsense"}, "device"), ({"extend": "/etc"}, "extend"),
+     ({"device": "nonsense"}, "device"), ({"extend": "/etc"}, "extend"), ({"group_by": "("}, "group_by"),
      ({"image_key": ["npy"]}, "shards"), ({"resolution": 8, "rank": 500}, "job")],
 )  # fmt: skip
 def test_jobs_that_cannot_be_done_name_the_field(client: Client, data: Path, job: dict[str, Any], field: str) -> None:
