@@ -143,10 +143,9 @@ class ForkedDecoders:
         return found
 
     def _died(self, decoder: int, batch: Batch) -> DecoderDiedError:
-        _, status = os.waitpid(self._pids[decoder], 0)
+        code = _wait_for(self._pids[decoder])
         self._pids[decoder] = 0
-        code = os.waitstatus_to_exitcode(status)
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        how = "ended" if code is None else f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
         first, last = batch.samples[0].key, batch.samples[-1].key
         return DecoderDiedError(
             f"a decoder process {how} over the samples {first!r} to {last!r} of {batch.shard}; the same command goes "
@@ -159,8 +158,9 @@ class ForkedDecoders:
             pipe.close()
         for pid in self._pids:
             if pid:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                _wait_for(pid)
         self._pids, self._pipes = [], []
         self._waiting.clear()
 
@@ -181,3 +181,11 @@ class ForkedDecoders:
                 pipe.send(decode_batch(self._spec, pictures, samples, rows) if told else None)
             except Exception as error:  # noqa: BLE001  (raised again where it is taken)
                 pipe.send(error)
+
+
+def _wait_for(pid: int) -> int | None:
+    """Wait for the end of a process; return its status, None where this process has the system forget children."""
+    with suppress(ChildProcessError):
+        _, status = os.waitpid(pid, 0)
+        return os.waitstatus_to_exitcode(status)
+    return None

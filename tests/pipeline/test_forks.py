@@ -103,6 +103,17 @@ def test_ctrl_c_is_not_for_decoders() -> None:
         decoders.close()
 
 
+def test_a_process_that_forgets_its_children_ends_them_too(tmp_path: Path) -> None:
+    """Some servers have the system reap all children at once: then nobody can be waited for."""
+    shards = list_shards([str(path) for path in write_shards(tmp_path, random_images(20, 4), 1)])
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert sum(len(rows) for rows, _ in BlockReader(shards, Reading(SPEC, 8, 2, skip=False, forked=True))) == 20
+        assert children() == []
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_what_has_no_room_in_the_shared_memory_is_decoded_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forks, "BATCH_BYTES", 100)
     images, blocks = random_images(30, 4), shared_blocks(2, (64, SPEC.size), "uint8")
