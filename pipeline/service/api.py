@@ -188,15 +188,16 @@ async def artifact(
     supervisor: Asked,
     name: Annotated[str, Path(description=", ".join(FILES), max_length=100)],
 ) -> Response:
-    """Stream a file of a complete run, or the range of it that `Range` asks for."""
+    """Stream a file of a complete run, or of what a failed one has left; or the range of it that `Range` asks for."""
     if name not in FILES:
         raise HTTPException(404, f"there is no file of this name; there are {', '.join(FILES)}")
     return await _file(request, record, supervisor, name)
 
 
 async def _file(request: Request, record: Record, supervisor: Supervisor, name: str) -> Response:
-    if record.state != "complete":
-        raise HTTPException(404, f"run {record.id} is {record.state}; its files are there when it is complete")
+    if record.state != "complete" and name not in record.left:
+        why = f"it has left no {name}" if record.is_over else "its files are there when it is complete"
+        raise HTTPException(404, f"run {record.id} is {record.state}; {why}")
     made = (record.result or {}).get("artifacts", {})
     try:
         return await send_file(
@@ -212,7 +213,7 @@ async def _file(request: Request, record: Record, supervisor: Supervisor, name: 
     "/runs/{id}/report", responses={**_KNOWN, 200: {"content": {"text/html": {}}}}, response_class=StreamingResponse
 )
 async def report(request: Request, record: Known, supervisor: Asked) -> Response:
-    """Show the report of a complete run."""
+    """Show the report of a complete run, or of a failed one that has left one."""
     response = await _file(request, record, supervisor, REPORT)
     response.headers["Content-Type"] = "text/html; charset=utf-8"
     del response.headers["Content-Disposition"]

@@ -36,9 +36,9 @@ async def runs(supervisor: Asked, request: Request) -> HTMLResponse:
 
 @router.get("/runs/{id}/page")
 async def run(record: Known, supervisor: Asked, request: Request) -> HTMLResponse:
-    """Show a run: its state while it is under way, its report when it is complete."""
+    """Show a run: its state while it is under way, its report when it is over."""
     report: Any = ""
-    if record.state == "complete":
+    if record.state == "complete" or REPORT in record.left:
         report = await run_in_threadpool(_report_of, supervisor, record.id)
     return page("run.html", run=view_of(record, supervisor), report=report, request=request)
 

@@ -46,6 +46,7 @@ class Record(BaseModel):
     cancel: bool = False
     error: str | None = None
     result: dict[str, Any] | None = None
+    left: list[str] = Field(default_factory=list, description="files that a failed run has left, for who asks why")
 
     @property
     def is_over(self) -> bool:
@@ -76,6 +77,8 @@ def new_id() -> str:
 class Queue:
     """The records of a root.
 
+    What asks the store may be called on threads; what changes ``records`` may not, for the loop goes through them.
+
     Parameters
     ----------
     root : Folder
@@ -98,19 +101,24 @@ class Queue:
             self.records[record.id] = record
         return odd
 
-    def add(self, record: Record) -> None:
-        """Add a record; FileExistsError where its id is taken."""
+    def create(self, record: Record) -> None:
+        """Write a new record to the store; FileExistsError where its id is taken."""
         self.root.create(_name(record.id), _bytes(record))
-        self.records[record.id] = record
 
     def save(self, record: Record) -> None:
-        """Put a record in the place of the one with its id."""
+        """Write a record to the store, in the place of the one with its id."""
         self.root.write(_name(record.id), _bytes(record))
+
+    def erase(self, run: str) -> None:
+        """Remove a record from the store."""
+        self.root.remove(_name(run))
+
+    def keep(self, record: Record) -> None:
+        """Know a record, which is on the store now."""
         self.records[record.id] = record
 
-    def remove(self, run: str) -> None:
-        """Remove a record."""
-        self.root.remove(_name(run))
+    def forget(self, run: str) -> None:
+        """Know a record no more, which has been erased."""
         self.records.pop(run, None)
 
     def in_order(self) -> list[Record]:

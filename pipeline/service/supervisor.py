@@ -9,7 +9,7 @@ from typing import Any
 
 from tilecov.storage.objects import Folder
 from tilecov.storage.redact import redact, secrets_of
-from tilecov.storage.runs import RunFolder
+from tilecov.storage.runs import LEDGER, REPORT, RunFolder
 
 from ..sizes import show_size
 from .progress import Hub, Progress
@@ -24,6 +24,10 @@ _BUSY_PAUSE = 2.0  # seconds until a run is begun again that a worker of an earl
 _TRIES = 5  # of writing a record
 
 log = logging.getLogger("tilecov.service")
+
+
+class NotWrittenError(OSError):
+    """The store does not take a record, and is away for longer than one waits."""
 
 
 class Supervisor:
@@ -105,7 +109,7 @@ class Supervisor:
     async def start(self) -> None:
         """Take up what an earlier service left: what was running is begun again, and resumes."""
         for record in self.queue.in_order():
-            if record.state == "running" and record.cancel:
+            if record.cancel and not record.is_over:  # killed between the promise and its keeping
                 await self._end_cancelled(record.id)
             elif record.state == "running":
                 await self._change(record.id, state="queued", started=None)
@@ -113,19 +117,19 @@ class Supervisor:
 
     async def add(self, record: Record) -> None:
         """Take a new record."""
-        await asyncio.to_thread(self.queue.add, record)
+        await asyncio.to_thread(self.queue.create, record)
+        self.queue.keep(record)
         self.told.clear()
         self._changed.set()
 
     async def cancel(self, run: str) -> Record:
         """Cancel a run that is not over: its worker is ended, and its folder removed."""
         if not self.queue.records[run].is_over:
-            self._cancelling.add(run)  # from now on nothing begins it
+            self._cancelling.add(run)  # nothing begins it while that is written, and then the record says so
             try:
                 await self._change(run, cancel=True)
-            except OSError:
+            finally:
                 self._cancelling.discard(run)
-                raise
             work = self._work.get(run)
             if work is not None:
                 self._keep(work.stop())
@@ -140,8 +144,8 @@ class Supervisor:
     async def remove(self, run: str) -> None:
         """Remove a run that is over, its folder first."""
         await asyncio.to_thread(self.folder_of(run).root.remove)
-        await asyncio.to_thread(self.queue.remove, run)
-        self.progress.pop(run, None)
+        await asyncio.to_thread(self.queue.erase, run)
+        self.queue.forget(run)
         self.told.clear()
         self._changed.set()
 
@@ -187,7 +191,8 @@ class Supervisor:
         """Begin runs in order; none passes another, or a large one would wait for ever. Return when to look again."""
         pause = None
         for record in self.queue.in_order():
-            if record.state != "queued" or record.id in self._work or record.id in self._cancelling:
+            is_cancelled = record.cancel or record.id in self._cancelling
+            if record.state != "queued" or is_cancelled or record.id in self._work:
                 continue
             wait = self._not_before.get(record.id, 0.0) - time.monotonic()
             if wait > 0:
@@ -212,23 +217,48 @@ class Supervisor:
         self.hub.tell(run, event)
 
     async def _do(self, run: str) -> None:
-        work, begun = self._work[run], self.queue.records[run].begun
         try:
-            self.begun += 1
-            self.progress[run] = Progress()
-            await self._change(run, state="running", begun=begun + 1, started=now(), error=None)
+            await self._try(run)
             record = self.queue.records[run]
-            request = self.request_for(record.job, record.folder, record.share)
-            ending = await work.run(request, self.settings.concurrent)
-            await self._settle(self.queue.records[run], ending)
+            if record.cancel and not record.is_over:  # asked for while it was settled how its worker ended
+                await self._end_cancelled(run)
         except Exception:
-            log.exception("run %s is begun again", run)
+            # Not even that could be written. It is no fault of the run that the store is away.
+            log.exception("run %s is looked at again in %s s", run, _BUSY_PAUSE)
             self._not_before[run] = time.monotonic() + _BUSY_PAUSE
-            self.queue.records[run] = self.queue.records[run].but(state="queued")
+            if not self.queue.records[run].is_over:
+                self.queue.keep(self.queue.records[run].but(state="queued"))
         finally:
             del self._work[run]
+            self.progress.pop(run, None)
             self.told.clear()
             self._changed.set()
+
+    async def _try(self, run: str) -> None:
+        """Have a worker do a run, and settle how that ended; a fault of the service's own counts as a crash."""
+        self.begun += 1
+        self.progress[run] = Progress()
+        begun = self.queue.records[run].begun + 1
+        await self._change(run, state="running", begun=begun, started=now(), error=None)
+        try:
+            record = self.queue.records[run]
+            request = self.request_for(record.job, record.folder, record.share)
+            ending = await self._work[run].run(request, self.settings.concurrent)
+            await self._settle(self.queue.records[run], ending)
+        except NotWrittenError:
+            raise
+        except Exception:
+            log.exception("run %s could not be carried out", run)
+            await self._count_crash(self.queue.records[run], "the service could not carry it out; its log has more")
+
+    async def _count_crash(self, record: Record, why: str) -> None:
+        """Begin a run again whose worker ended as none should; where that happens too often, it has failed."""
+        crashed = record.crashed + 1
+        if crashed < CRASHES:
+            self._not_before[record.id] = time.monotonic() + _BUSY_PAUSE
+            await self._change(record.id, state="queued", started=None, crashed=crashed)
+        else:
+            await self._change(record.id, state="failed", ended=now(), error=why, crashed=crashed)
 
     def request_for(self, job: Mapping[str, Any], folder: str, share: int) -> dict[str, Any]:
         """Return what a worker is told of a job: what was asked for, and what the operator and the service decide."""
@@ -274,10 +304,12 @@ class Supervisor:
             said = (
                 f"its process was ended {CRASHES} times, by signal {-ending.status}, as when the machine has no memory"
             )
-        size = await asyncio.to_thread(_size_of, self.folder_of(record.id).root)
+        folder = self.folder_of(record.id).root
+        size = await asyncio.to_thread(_size_of, folder)
+        left = await asyncio.to_thread(lambda: [name for name in (LEDGER, REPORT) if folder.exists(name)])
         secrets = secrets_of(self.settings.storage_options)
         error = redact(said or "its process ended without a reason; the service's log has more", secrets)
-        await self._change(record.id, state="failed", ended=now(), error=error, disk=size)
+        await self._change(record.id, state="failed", ended=now(), error=error, disk=size, left=left)
 
     async def _change(self, run: str, **changes: Any) -> None:
         """Write a changed record; a store that is away for longer than its retries is asked a few times more."""
@@ -287,10 +319,11 @@ class Supervisor:
                 try:
                     await asyncio.to_thread(self.queue.save, record)
                     break
-                except OSError:
+                except OSError as error:
                     if left == 1:
-                        raise
+                        raise NotWrittenError(f"the record of run {run} could not be written: {error}") from error
                     await asyncio.sleep(1.0)
+            self.queue.keep(record)
         self.told.clear()
         self.hub.tell(run, {"event": "state", "state": record.state, "error": record.error, "time": now()})
         if record.is_over:

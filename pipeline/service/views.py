@@ -154,6 +154,6 @@ def _progress_of(record: Record, supervisor: Supervisor) -> ProgressView | None:
 
 def _files_of(record: Record) -> list[str]:
     if record.state != "complete":
-        return []
+        return list(record.left)
     made = set((record.result or {}).get("artifacts", ()))
     return [name for name in FILES if not name.endswith(".pt") or name in made]

@@ -1,7 +1,9 @@
 """The queue: its limits, its order, what is cancelled, and what a service that was killed finds again."""
 
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,93 @@ def test_a_worker_that_fails_says_why(client: TestClient) -> None:
     assert "Traceback" not in text
 
 
+def test_a_failed_run_gives_what_it_has_left(client: TestClient, tmp_path: Path) -> None:
+    run, other = submit(client), submit(client)
+    place = tmp_path / "root" / "runs" / run
+    place.mkdir(parents=True)
+    for name in ("ledger.jsonl", "report.html", "run.json"):
+        (place / name).write_text(f"<!-- report begins --><p>{name} of it</p><!-- report ends -->")
+    end(client, workers_of(client, 1)[0], 1)
+    until(lambda: state(client, run) == "failed")
+    assert client.get(f"/runs/{run}").json()["files"] == ["ledger.jsonl", "report.html"]
+    assert "ledger.jsonl of it" in client.get(f"/runs/{run}/artifacts/ledger.jsonl").text
+    assert "report.html of it" in client.get(f"/runs/{run}/report").text
+    page = client.get(f"/runs/{run}/page").text
+    assert "report.html of it" in page
+    assert f"/runs/{run}/artifacts/ledger.jsonl" in page
+    assert client.get(f"/runs/{run}/artifacts/run.json").status_code == 404
+    end(client, workers_of(client, 2)[1], 1)
+    until(lambda: state(client, other) == "failed")
+    assert client.get(f"/runs/{other}").json()["files"] == []
+    assert client.get(f"/runs/{other}/artifacts/ledger.jsonl").status_code == 404
+    assert client.get(f"/runs/{other}/page").status_code == 200
+
+
+def test_a_run_that_the_service_cannot_carry_out_fails_in_the_end(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(*_arguments: Any) -> None:
+        raise ValueError("a bug at s3://key:hunter2hunter2@bucket")
+
+    monkeypatch.setattr("tilecov.pipeline.service.supervisor._size_of", broken)
+    run = submit(client)
+    for count in (1, 2, 3):
+        end(client, workers_of(client, count)[-1])
+    until(lambda: state(client, run) == "failed")
+    assert "its log has more" in client.get(f"/runs/{run}").json()["error"]
+    assert len(WORKERS) == 3
+    assert json.loads((tmp_path / "root" / "queue" / f"{run}.json").read_text())["state"] == "failed"
+
+
+def test_a_store_that_is_away_is_no_fault_of_the_run(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor, tries = supervisor_of(client), []
+    save = supervisor.queue.save
+
+    def away(record: Record) -> None:
+        tries.append(record)
+        if len(tries) <= 5:
+            raise OSError("the store is away")
+        save(record)
+
+    monkeypatch.setattr("tilecov.pipeline.service.supervisor._TRIES", 1)
+    monkeypatch.setattr(supervisor.queue, "save", away)
+    run = submit(client)
+    end(client, workers_of(client, 1)[0])
+    until(lambda: state(client, run) == "complete")
+    assert supervisor.queue.records[run].crashed == 0
+
+
+def test_what_a_run_was_doing_is_forgotten_when_it_ends(client: TestClient) -> None:
+    run = submit(client)
+    (worker,) = workers_of(client, 1)
+    assert set(supervisor_of(client).progress) == {run}
+    end(client, worker)
+    until(lambda: state(client, run) == "complete" and not supervisor_of(client).running)
+    assert supervisor_of(client).progress == {}
+
+
+def test_only_the_loop_changes_what_it_goes_through(client: TestClient) -> None:
+    """A dictionary that a thread changes while the loop goes through it ends the loop's work."""
+    threads = set()
+
+    class Watched(dict[str, Record]):
+        def __setitem__(self, run: str, record: Record) -> None:
+            threads.add(threading.get_ident())
+            super().__setitem__(run, record)
+
+        def pop(self, *arguments: Any) -> Any:
+            threads.add(threading.get_ident())
+            return super().pop(*arguments)
+
+    supervisor_of(client).queue.records = Watched()
+    run = submit(client)
+    end(client, workers_of(client, 1)[0])
+    until(lambda: state(client, run) == "complete")
+    assert client.delete(f"/runs/{run}?remove=true").status_code == 204
+    assert client.portal is not None
+    assert threads == {client.portal.call(threading.get_ident)}
+
+
 def test_a_run_that_is_still_held_is_tried_again(client: TestClient) -> None:
     run = submit(client)
     end(client, workers_of(client, 1)[0], BUSY)
@@ -169,17 +258,62 @@ def test_a_run_that_fits_no_more_holds_up_no_other(tmp_path: Path, monkeypatch: 
         assert "larger limits" in client.get(f"/runs/{big}").json()["waits_for"]
 
 
-def test_a_cancelling_that_a_kill_cut_short_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("before", ["running", "queued"])
+def test_a_cancelling_that_a_kill_cut_short_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: Any
+) -> None:
     root = Folder(str(tmp_path / "root"))
     record = Record(
-        id=new_id(), state="running", submitted="2026", job=JOB, plan={}, share=1, memory=1, disk=1,
+        id=new_id(), state=before, submitted="2026", job=JOB, plan={}, share=1, memory=1, disk=1,
         cancel=True,
     )  # fmt: skip
-    Queue(root).add(record)
+    Queue(root).create(record)
     (tmp_path / "root" / record.folder).mkdir(parents=True)
     with service(Settings(root.address), monkeypatch) as client:
         assert supervisor_of(client).queue.records[record.id].state == "cancelled"
     assert not (tmp_path / "root" / record.folder).exists()
+    assert WORKERS == []
+
+
+def test_a_run_is_cancelled_while_it_is_settled_how_its_worker_ended(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor, reached, go_on = supervisor_of(client), threading.Event(), threading.Event()
+    save = supervisor.queue.save
+
+    def slow(record: Record) -> None:
+        if record.cancel and not reached.is_set():
+            reached.set()
+            assert go_on.wait(5)
+        save(record)
+
+    monkeypatch.setattr(supervisor.queue, "save", slow)
+    run = submit(client)
+    (worker,) = workers_of(client, 1)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.delete, f"/runs/{run}")
+        assert reached.wait(5)
+        end(client, worker, -9)  # seen before the record says that it was cancelled
+        until(lambda: supervisor._writing._waiters)
+        go_on.set()
+        assert asked.result().status_code == 202
+    until(lambda: state(client, run) == "cancelled")
+    assert json.loads((tmp_path / "root" / "queue" / f"{run}.json").read_text())["state"] == "cancelled"
+    assert len(WORKERS) == 1
+
+
+def test_a_run_that_is_to_be_cancelled_is_never_begun(client: TestClient) -> None:
+    first, second = submit(client), submit(client)
+    (worker,) = workers_of(client, 1)
+    supervisor = supervisor_of(client)
+    supervisor.queue.keep(supervisor.queue.records[second].but(cancel=True))  # its folder could not be removed
+    end(client, worker)
+    until(lambda: state(client, first) == "complete" and not supervisor.running)
+    third = submit(client)
+    end(client, workers_of(client, 2)[1])
+    until(lambda: state(client, third) == "complete")
+    assert client.delete(f"/runs/{second}").status_code == 202
+    assert state(client, second) == "cancelled"
 
 
 def test_ending_the_service_leaves_its_runs_queued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +366,7 @@ def test_only_complete_runs_of_the_service_are_extended(tmp_path: Path) -> None:
 
 def test_ids_that_are_paths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no id"):
-        Queue(Folder(str(tmp_path))).remove("../../etc")
+        Queue(Folder(str(tmp_path))).erase("../../etc")
 
 
 def test_events_of_a_run_are_streamed_until_its_end(client: TestClient) -> None:
