@@ -4,6 +4,7 @@ What they are to do comes as JSON lines on stdin, so that no command line shows 
 service is gone, and they end at once: another service finds the run free.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -13,9 +14,11 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from tilecov.storage.objects import Folder
 from tilecov.storage.redact import redact, secrets_of
+from tilecov.storage.runs import REPORT, RunFolder
 
-from ..errors import BadDataError, BusyError, DoesNotFitError
+from ..errors import BadDataError, BusyError, CertificateError, DoesNotFitError
 from ..job import Job
 from ..run import foresee, run
 from ..sizes import show_size
@@ -92,7 +95,18 @@ def carry_out(request: Request) -> None:
             manifest = run(job, log)
         except BusyError:
             sys.exit(BUSY)
+        except CertificateError:  # all is computed, and people will want to see what falls short
+            _leave_report(RunFolder(Folder(request.job["out"], request.options)))
+            raise
         log.completed(manifest, str(job.out))
+
+
+def _leave_report(folder: RunFolder) -> None:
+    """Write the report of a failed run, without links to its artifacts; where it cannot be made, there is none."""
+    from ..report import make_report
+
+    with contextlib.suppress(Exception):
+        folder.root.write(REPORT, make_report(folder, links=None).encode())
 
 
 def answer(request: Request) -> dict[str, Any]:
