@@ -68,7 +68,7 @@ def checked_job(request: Request) -> Job:
     options = dict(request.options)
     if any(map(is_web, urls)):
         _forbid_addresses_once()
-        options["allow_redirects"] = False  # a redirect would lead out of the prefix
+        options["allow_redirects"] = False  # a redirect would lead out of the prefix; for web servers alone
     shards = list_shards(urls, options)
     places.check_found(shards)
     return Job(

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import fsspec
 import pytest
 from conftest import random_images, write_shards
 from running import SECRET, Service, free_port
@@ -26,6 +27,14 @@ class Stored(Service):
         return self.place / "service.log"
 
 
+def publish(s3: Store, paths: list[Path]) -> None:
+    """Put files where anybody may read them, as moto serves them to browsers."""
+    fs = fsspec.filesystem("s3", **s3.options)
+    for path in paths:
+        body = path.read_bytes()
+        fs.call_s3("put_object", Bucket="bucket", Key=f"web/{path.name}", Body=body, ACL="public-read")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_service_whose_root_is_in_a_store(s3: Store, tmp_path: Path) -> None:
@@ -34,8 +43,10 @@ def test_a_service_whose_root_is_in_a_store(s3: Store, tmp_path: Path) -> None:
     s3.put(tmp_path / "shards", "data/shards")
     (tmp_path / "options.json").write_text(json.dumps(s3.options))
     root = f"{s3.root}/team/root"
+    publish(s3, paths)
+    web = f"http://127.0.0.1:{s3.port}/bucket/web"
     service = Stored(
-        root, [f"{s3.root}/data"], ["--storage-options", f"@{tmp_path / 'options.json'}"], SECRET, free_port()
+        root, [f"{s3.root}/data", web], ["--storage-options", f"@{tmp_path / 'options.json'}"], SECRET, free_port()
     )  # type: ignore[arg-type]
     service.place = tmp_path
     try:
@@ -56,6 +67,11 @@ def test_a_service_whose_root_is_in_a_store(s3: Store, tmp_path: Path) -> None:
         for text in texts:
             assert STORE_SECRET.encode() not in text
         client.remove(first)
+        mixed = [f"{web}/{paths[0].name}", *(f"{s3.root}/data/shards/{path.name}" for path in paths[1:])]
+        found = client.wait(client.submit({"shards": mixed, "resolution": 8, "rank": 0})["id"])
+        assert found["state"] == "complete", found["error"]
+        assert found["result"]["moments_digest"] == local["moments_digest"]
+        client.remove(found["id"])
         assert folder.names("queue") == []
         assert folder.names("runs") == []
     finally:

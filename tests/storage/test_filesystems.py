@@ -36,3 +36,15 @@ def test_requests_to_s3_have_limits_of_time_that_the_user_may_set() -> None:
     limits = with_limits("s3://b", {"key": "k", "config_kwargs": {"read_timeout": 5}})
     assert limits == {"key": "k", "config_kwargs": {"connect_timeout": 10, "read_timeout": 5}}
     assert with_limits("memory://b", {"a": 1}) == {"a": 1}
+
+
+def test_web_servers_and_stores_are_told_what_is_theirs() -> None:
+    options = {
+        "key": "k", "secret": "s", "endpoint_url": "http://store", "allow_redirects": False, "headers": {"X": "y"},
+        "client_kwargs": {"region_name": "r", "trust_env": True},
+    }  # fmt: skip
+    web = {"allow_redirects": False, "headers": {"X": "y"}, "client_kwargs": {"trust_env": True}}
+    assert with_limits("https://h/x.tar", options) == web
+    for store in ("s3://b", "gs://b", "az://b", "memory://b"):
+        assert "allow_redirects" not in with_limits(store, options)
+        assert with_limits(store, options)["secret"] == "s"
