@@ -7,16 +7,15 @@ allowed place to another one. So a URL is taken apart here, in one canonical way
 import itertools
 import os
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any
 from urllib.parse import unquote
 
 from tilecov.storage.listing import Shard
 from tilecov.storage.patterns import expand
 from tilecov.storage.redact import redact
+
+from .addresses import is_forbidden_server
 
 MOST_URLS = 100_000
 """Shards that one job may name, braces expanded."""
@@ -27,9 +26,6 @@ _RANGE = re.compile(r"(-?\d+|[A-Za-z])\.\.(-?\d+|[A-Za-z])(?:\.\.-?\d+)?")
 _INNERMOST = re.compile(r"\{([^{}]*)\}")
 _ALIASES = {"s3a": "s3", "gcs": "gs", "abfss": "abfs"}
 _WEB = {"http", "https"}
-
-_METADATA = {ip_address(text) for text in ("fd00:ec2::254", "100.100.100.200", "192.0.0.192", "168.63.129.16")}
-"""Addresses beside the link-local ones at which clouds hand out credentials to their machines."""
 
 
 class RefusedUrlError(ValueError):
@@ -115,6 +111,11 @@ def _check_web(path: str) -> None:
         raise RefusedUrlError("dots, slashes and percent signs must not be written as %xx")
 
 
+def _check_name(url: str) -> None:
+    if _MAGIC.search(url):
+        raise RefusedUrlError("a name with *, ? or [ would be read as a pattern; rename the file, or its folder")
+
+
 def _parts_of(path: str, written: str) -> tuple[str, ...]:
     if any(part in {".", ".."} for part in written.split("/")):
         raise RefusedUrlError("'.' and '..' are not taken; write the path out")
@@ -170,10 +171,13 @@ class Places:
         return place.url
 
     def check_found(self, shards: Iterable[Shard]) -> None:
-        """Check what globs, folders and listings came to; RefusedUrlError names the first that is outside."""
+        """Check what globs, folders and listings came to; RefusedUrlError names the first that is outside.
+
+        What is found is listed again, by its name, so a name that would then be a pattern is refused too.
+        """
         for shard in shards:
             try:
-                self.check_one(shard.address or shard.url)
+                _check_name(self.check_one(shard.address or shard.url))
             except RefusedUrlError as error:
                 raise RefusedUrlError(f"{shard.url!r}: {error}") from error
 
@@ -192,13 +196,9 @@ def _prefix(prefix: str) -> list[Place]:
         raise ValueError(f"--allow {prefix}: a prefix has no patterns; it allows all below it")
     if not place.host and not place.parts and place.scheme != "memory":
         raise ValueError(f"--allow {prefix}: it would allow everything; name a folder, bucket or server")
-    if place.scheme in _WEB and is_forbidden(_address(place.host)):
+    if place.scheme in _WEB and is_forbidden_server(place.host):
         raise ValueError(f"--allow {prefix}: machines hand out credentials at such addresses; it is never read")
     return [place] if place.scheme != "file" else [place, place.resolved()]
-
-
-def _address(host: str) -> str:
-    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
 
 
 def count_braces(pattern: str) -> int:
@@ -214,27 +214,6 @@ def count_braces(pattern: str) -> int:
 def _span(first: str, last: str) -> int:
     ends = [ord(end) if end.isalpha() else int(end[:20]) for end in (first, last)]
     return abs(ends[1] - ends[0]) + 1
-
-
-def is_forbidden(host: Any) -> bool:
-    """Return whether ``host`` is an address of this link, or one at which clouds hand out credentials."""
-    try:
-        address = ip_address(str(host).partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(address, IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    return address.is_link_local or address in _METADATA or address == IPv4Address(0)
-
-
-def forbid_addresses() -> None:
-    """Let this process connect to no forbidden address, whatever name, redirect or server led it there."""
-
-    def refuse(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "socket.connect" and isinstance(arguments[1], tuple) and is_forbidden(arguments[1][0]):
-            raise PermissionError(f"{arguments[1][0]} is an address that is never read")
-
-    sys.addaudithook(refuse)
 
 
 def is_web(url: str) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import sys
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,9 @@ LONGEST = 60.0
 MOST = 32
 """Requests that may wait."""
 _LINE = 1 << 24  # bytes
+_LAST_WORDS = 1.0  # seconds in which what an ended process has said is read
+
+log = logging.getLogger("tilecov.service")
 
 
 class PlannerBusyError(RuntimeError):
@@ -29,6 +33,7 @@ class Planner:
     """One process, one request at a time."""
 
     _process: asyncio.subprocess.Process | None = None
+    _hearing: asyncio.Task[None] | None = None
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _waiting: int = 0
 
@@ -71,15 +76,20 @@ class Planner:
                 await self.close()
         if not answered:
             raise PlannerError("the planner's process ended, as when a sample takes too much memory")
-        return dict(json.loads(line))
+        found = dict(json.loads(line))
+        if found.pop("spent", False):
+            await self.close()
+        return found
 
     async def _alive(self) -> asyncio.subprocess.Process:
         if self._process is None or self._process.returncode is not None:
+            await self.close()
             pipe = asyncio.subprocess.PIPE
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tilecov.pipeline.service.worker", "plan", stdin=pipe, stdout=pipe,
+                sys.executable, "-m", "tilecov.pipeline.service.worker", "plan", stdin=pipe, stdout=pipe, stderr=pipe,
                 env=environment(1, without=(TOKEN,)), limit=_LINE, start_new_session=True,
             )  # fmt: skip
+            self._hearing = asyncio.create_task(_hear(self._process))
         return self._process
 
     async def close(self) -> None:
@@ -88,3 +98,19 @@ class Planner:
         if process is not None and process.returncode is None:
             process.kill()
             await process.wait()
+        hearing, self._hearing = self._hearing, None
+        if hearing is not None:
+            await asyncio.wait({hearing}, timeout=_LAST_WORDS)
+            hearing.cancel()
+
+
+async def _hear(process: asyncio.subprocess.Process) -> None:
+    """Put what a process says beside its answers into the log, which takes credentials out."""
+    while process.stderr is not None:
+        try:
+            line = await process.stderr.readline()
+        except ValueError:  # longer than any line should be
+            continue
+        if not line:
+            return
+        log.warning("planner: %s", line.decode(errors="replace").rstrip())

@@ -9,10 +9,9 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tilecov.storage.objects import Folder
 from tilecov.storage.redact import redact, secrets_of
@@ -22,7 +21,8 @@ from ..errors import BadDataError, BusyError, CertificateError, DoesNotFitError
 from ..job import Job
 from ..run import foresee, run
 from ..sizes import show_size
-from .places import Places, RefusedUrlError, forbid_addresses, is_web
+from .addresses import are_forbidden, forbid_addresses
+from .places import Places, RefusedUrlError, is_web
 from .records import summary_of
 
 BUSY = 75
@@ -47,10 +47,16 @@ class Request(BaseModel):
         Bytes that all processes of the run may take.
     """
 
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     job: dict[str, Any]
     options: dict[str, Any] = Field(repr=False)
     allow: list[str]
     limit: int
+
+
+def _secrets(request: Request) -> frozenset[str]:
+    return secrets_of(request.options, os.environ)
 
 
 def checked_job(request: Request) -> Job:
@@ -67,7 +73,7 @@ def checked_job(request: Request) -> Job:
     urls = places.check(request.job["shards"])
     options = dict(request.options)
     if any(map(is_web, urls)):
-        _forbid_addresses_once()
+        forbid_addresses()
         options["allow_redirects"] = False  # a redirect would lead out of the prefix; for web servers alone
     shards = list_shards(urls, options)
     places.check_found(shards)
@@ -76,20 +82,11 @@ def checked_job(request: Request) -> Job:
     )
 
 
-_forbidding: list[bool] = []
-
-
-def _forbid_addresses_once() -> None:
-    if not _forbidding:  # a hook stays for the life of a process
-        _forbidding.append(True)
-        forbid_addresses()
-
-
 def carry_out(request: Request) -> None:
     """Do a run; its log goes to stderr, its exit status says how it ended."""
     from ..cli.log import logging
 
-    with logging(secrets_of(request.options, os.environ), _EVERY) as log:
+    with logging(_secrets(request), _EVERY) as log:
         try:
             job = checked_job(request)
             manifest = run(job, log)
@@ -113,7 +110,6 @@ def answer(request: Request) -> dict[str, Any]:
     """Return ``{"plan": ...}``, or ``{"field": ..., "error": ...}`` where the job cannot be done."""
     from tilecov.storage.listing import list_shards
 
-    secrets = secrets_of(request.options, os.environ)
     try:
         job = checked_job(request)
         plan = foresee(job, tuple(list_shards(job.shards, job.storage_options))).plan
@@ -122,7 +118,7 @@ def answer(request: Request) -> dict[str, Any]:
         field = _field_of(error)
         if field is None:
             raise
-        return {"field": field, "error": redact(_text(error), secrets)}
+        return {"field": field, "error": redact(_text(error), _secrets(request))}
     return {"plan": summary_of(plan.as_dict())}
 
 
@@ -159,16 +155,21 @@ def _text(error: Exception) -> str:
 
 
 def plan_for_ever() -> None:
-    """Answer requests, a line each, until stdin ends."""
+    """Answer requests, a line each, until stdin ends.
+
+    An answer is the last one where it says ``spent``: what was done for its job would stand in the way of others.
+    """
     out = sys.stdout
     sys.stdout = sys.stderr  # what a library prints is no answer
     threading.Thread(target=_end_without_a_reader, args=(out.fileno(),), daemon=True).start()
     for line in sys.stdin:
+        request = Request(**json.loads(line))
         try:
-            found: Mapping[str, Any] = answer(Request(**json.loads(line)))
+            found = answer(request)
         except Exception as error:  # noqa: BLE001  (the request is lost, the worker goes on)
-            sys.stderr.write(f"planning failed: {type(error).__name__}: {redact(str(error))}\n")
+            sys.stderr.write(f"planning failed: {type(error).__name__}: {redact(str(error), _secrets(request))}\n")
             found = {"bug": True}
+        found["spent"] = are_forbidden()  # the rule stays for life, and the credentials of a store may lie behind it
         out.write(json.dumps(found) + "\n")
         out.flush()
 
