@@ -281,8 +281,9 @@ def _report(folder: RunFolder, observer: Observer) -> None:
 
     try:
         write_report(folder)
-    except OSError as error:
-        observer.note(f"no report was written ({error}); `tilecov report {folder.url}` makes it")
+    except Exception as error:  # noqa: BLE001  (whatever is wrong with a picture, the numbers are there)
+        why = f"{type(error).__name__}: {error}"
+        observer.note(f"no report was written ({why}); `tilecov report {folder.url}` makes it")
 
 
 def _check_memory(job: Job, planned: Plan, manifest: Manifest) -> None:

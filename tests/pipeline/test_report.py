@@ -19,6 +19,7 @@ from PIL import Image
 
 from tilecov.pipeline import Job, run
 from tilecov.pipeline.cli import run_safely
+from tilecov.pipeline.observer import Observer
 from tilecov.pipeline.report import make_report
 from tilecov.pipeline.report.findings import find
 from tilecov.pipeline.report.noise import Gaussian
@@ -98,6 +99,28 @@ def test_a_run_writes_its_report_and_the_command_writes_the_same(
     elsewhere = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
     assert re.sub(r'<a href="[^"]*" download>([^<]*)</a>', r"artifacts/\1", written) == elsewhere
     assert capsys.readouterr().out == f"report: {tmp_path / 'new' / 'page.html'}\n"
+
+
+@pytest.mark.parametrize("error", [OSError("no room"), ZeroDivisionError("a bug"), MemoryError()])
+def test_a_run_is_complete_without_its_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    class Notes(Observer):
+        said = ""
+
+        def note(self, text: str) -> None:
+            self.said += text
+
+    def broken(_run: RunFolder) -> None:
+        raise error
+
+    monkeypatch.setattr("tilecov.pipeline.report.write_report", broken)
+    shards = tuple(str(path) for path in write_shards(tmp_path / "shards", random_images(20, 4), 1))
+    notes = Notes()
+    found = run(Job(shards=shards, resolution=4, out=str(tmp_path / "run"), rank=0), notes)
+    assert found["state"] == "complete"
+    assert not (tmp_path / "run" / REPORT).exists()
+    assert f"no report was written ({type(error).__name__}" in notes.said
 
 
 def test_the_page_is_whole_and_asks_for_nothing(finished: Path) -> None:
