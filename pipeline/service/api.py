@@ -11,9 +11,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
 from tilecov.storage.runs import REPORT
 
-from .files import FILES, send_file
+from .files import send_file
 from .intake import FaultError, Intake
 from .metrics import Metrics
+from .names import FILES
 from .planner import PlannerBusyError, PlannerError
 from .records import ID, Record, State
 from .submission import EXAMPLES, Submission

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from tilecov.storage.objects import absolute
-from tilecov.storage.runs import ARTIFACTS
 
 from ..job import Job
+from .names import FILES
 
 TRIES = 8
 """Times that a request is made where the service is away, as while it is started again."""
@@ -119,7 +119,7 @@ class Client:
                     if name == "end":
                         return data
             except (OSError, HTTPException, ServiceError) as error:
-                if isinstance(error, ServiceError) and error.status not in {0, 503}:
+                if not _may_pass(error):
                     raise
                 failed += 1
                 if failed > TRIES:
@@ -136,15 +136,18 @@ class Client:
         ServiceError
             Where the run is not complete.
         ValueError
-            Where a file is not what the run made.
+            Where a file is not what the run made, or has a name that no file of a run has.
         """
         found = self.run(run)
         if found["state"] != "complete":
             raise ServiceError(404, f"run {run} is {found['state']}; its files are there when it is complete")
         sums = {name: item["sha256"] for name, item in (found["result"] or {}).get("artifacts", {}).items()}
+        strange = [name for name in found["files"] if name not in FILES]
+        if strange:  # it would be a path on this machine
+            raise ValueError(f"{self.url} names the file {strange[0]!r}, which no run has; nothing was fetched")
         paths = []
         for name in found["files"]:
-            target = Path(folder, ARTIFACTS if name.endswith(".pt") else "", name)
+            target = Path(folder, FILES[name])
             target.parent.mkdir(parents=True, exist_ok=True)
             self._fetch(f"/runs/{run}/artifacts/{name}", target, sums.get(name))
             paths.append(target)
@@ -158,8 +161,8 @@ class Client:
             try:
                 self._go_on(path, part)
                 break
-            except (OSError, HTTPException):
-                if left == 1:
+            except (OSError, HTTPException, ServiceError) as error:
+                if left == 1 or not _may_pass(error):
                     raise
                 time.sleep(_pause(TRIES - left + 1))
         if checksum is not None and (found := _checksum(part)) != checksum:
@@ -190,8 +193,7 @@ class Client:
                     text = answer.read()
                 return dict(json.loads(text)) if text else {}
             except (OSError, HTTPException, ServiceError) as error:
-                status = error.status if isinstance(error, ServiceError) else 0
-                if left == 1 or status not in {0, 503}:
+                if left == 1 or not _may_pass(error):
                     raise
                 time.sleep(_pause(TRIES - left + 1))
         raise AssertionError
@@ -233,6 +235,11 @@ def _reason(error: urllib.error.HTTPError) -> str:
             return detail
         return "; ".join(f"{'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in detail)
     return f"the service answered {error.code}"
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether trying again may help: nobody answered, the answer was cut, or the service is busy."""
+    return not isinstance(error, ServiceError) or error.status in {0, 503}
 
 
 def _pause(tries: int) -> float:

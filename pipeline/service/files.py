@@ -10,18 +10,7 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from tilecov.storage.objects import Folder
-from tilecov.storage.runs import ARTIFACTS, LEDGER, MANIFEST, REPORT
 
-FILES = {
-    "U.pt": f"{ARTIFACTS}/U.pt",
-    "LA.pt": f"{ARTIFACTS}/LA.pt",
-    "Vh.pt": f"{ARTIFACTS}/Vh.pt",
-    "mean.pt": f"{ARTIFACTS}/mean.pt",
-    MANIFEST: MANIFEST,
-    LEDGER: LEDGER,
-    REPORT: REPORT,
-}
-"""What can be fetched, and where it lies in a run folder: nothing else."""
 _TYPES = {".pt": "application/octet-stream", ".json": "application/json", ".jsonl": "application/jsonl"}
 PIECE = 1 << 20
 """Bytes in memory at a time."""

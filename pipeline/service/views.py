@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 from tilecov.storage.redact import redact, redact_url
 
-from .files import FILES
+from .names import FILES
 from .records import Record, State
 from .supervisor import Supervisor
 

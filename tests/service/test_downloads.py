@@ -7,7 +7,8 @@ import pytest
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 
-from tilecov.pipeline.service.files import FILES, PIECE, send_file, span_of
+from tilecov.pipeline.service.files import PIECE, send_file, span_of
+from tilecov.pipeline.service.names import FILES
 from tilecov.storage.objects import Folder
 
 

@@ -10,8 +10,8 @@ from fakes import JOB, WORKERS, end, service, state, until, workers_of
 from fastapi.testclient import TestClient
 
 from tilecov.pipeline.service.app import create_app
-from tilecov.pipeline.service.files import FILES
 from tilecov.pipeline.service.guard import COOKIE, LARGEST
+from tilecov.pipeline.service.names import FILES
 from tilecov.pipeline.service.settings import Settings
 
 TOKEN = "0123456789abcdef0123456789abcdef"
