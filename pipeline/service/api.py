@@ -145,7 +145,8 @@ async def events(record: Known, supervisor: Asked) -> StreamingResponse:
     """Stream what happens to a run: `snapshot` first, then each event by its name, until the run is over."""
     if supervisor.hub.count >= LISTENERS:
         raise HTTPException(503, f"{LISTENERS} clients stream already; ask /runs/{record.id} now and then")
-    return StreamingResponse(_stream(record.id, supervisor), media_type="text/event-stream")
+    headers = {"X-Accel-Buffering": "no"}  # nginx would keep events until its buffer is full
+    return StreamingResponse(_stream(record.id, supervisor), media_type="text/event-stream", headers=headers)
 
 
 async def _stream(run: str, supervisor: Supervisor) -> AsyncIterator[str]:

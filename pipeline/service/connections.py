@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 HEAD = 1 << 16
 """Bytes that the request line and headers may have."""
@@ -63,4 +63,7 @@ class Connection(HttpToolsProtocol):
 
     def _close(self, *_: Any) -> None:
         if not self.transport.is_closing():
-            self.send_400_response(f"The head of a request has to come within {HEAD_SECONDS:.0f} s.")
+            why = f"The head of a request has to come within {HEAD_SECONDS:.0f} s.".encode()
+            head = f"content-type: text/plain\r\ncontent-length: {len(why)}\r\nconnection: close\r\n\r\n"
+            self.transport.write(STATUS_LINE[408] + head.encode() + why)
+            self.transport.close()

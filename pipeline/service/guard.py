@@ -103,8 +103,11 @@ class Guard:
     def _check(self, scope: Scope, headers: dict[str, str]) -> None:
         """Raise Refusal where the request may not go on."""
         host = headers.get("host", "")
+        name = _name_of(f"//{host}")
+        if name is None:
+            raise Refusal(400, "the header Host names no host")
         # Without a token, a page anywhere could let its own name point to this machine and read all there is.
-        if not self.settings.token and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if not self.settings.token and not is_loopback(name):
             raise Refusal(421, "without a token the service answers only to localhost and loopback addresses")
         if scope["method"] not in _READS:
             self._check_origin(headers, host)
@@ -118,9 +121,10 @@ class Guard:
     def _check_origin(headers: dict[str, str], host: str) -> None:
         """Raise Refusal where a browser says that another site's page sends this."""
         origin = headers.get("origin")
-        if headers.get("sec-fetch-site", "none") not in {"none", "same-origin"} or (
-            origin is not None and urlsplit(origin).netloc.lower() != host.lower()
-        ):
+        is_elsewhere = origin is not None and (
+            _name_of(origin) is None or urlsplit(origin).netloc.lower() != host.lower()
+        )
+        if is_elsewhere or headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
             raise Refusal(403, "the request comes from a page of another site")
 
     def _is_known(self, headers: dict[str, str]) -> bool:
@@ -136,6 +140,14 @@ class Guard:
 
 def _headers_of(scope: Scope) -> dict[str, str]:
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def _name_of(url: str) -> str | None:
+    """Return the host that ``url`` names, empty where it names none; None where it is no URL, such as ``//[``."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return None
 
 
 async def _read(headers: dict[str, str], receive: Receive) -> bytes:

@@ -6,14 +6,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import uvicorn
+
 from tilecov.pipeline.service.client import Client
-from tilecov.pipeline.service.settings import TOKEN
+from tilecov.pipeline.service.serving import config_of
+from tilecov.pipeline.service.settings import TOKEN, Settings
 
 SECRET = "a token of the tests that nobody guesses"
 
@@ -103,3 +107,21 @@ def serving(root: Path, allow: Sequence[str], options: Sequence[str] = (), token
         yield service.start()
     finally:
         service.stop()
+
+
+@contextlib.contextmanager
+def serving_here(settings: Settings) -> Iterator[int]:
+    """Run the server on a thread of this process, where a test may change its limits; give its port."""
+    server = uvicorn.Server(config_of(settings))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 30
+        while not server.started:
+            assert thread.is_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield settings.port
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -111,6 +111,18 @@ def test_a_name_that_is_led_to_this_machine_is_not_answered(client: TestClient, 
     assert closed.get("/healthz", headers={"Host": host}).status_code == 200  # a token is known under any name
 
 
+@pytest.mark.parametrize("text", ["[", "]", "[::1", "[:"])
+def test_hosts_and_origins_that_are_none_are_refused(
+    client: TestClient, closed: TestClient, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    for who in (client, closed):
+        for path in ("/healthz", "/login", "/runs", "/nowhere"):
+            assert who.get(path, headers={"Host": text}).status_code == 400
+        for path in ("/login", "/runs"):
+            assert who.post(path, json=JOB, headers={"Origin": f"http://{text}"}).status_code == 403
+    assert "Traceback" not in caplog.text
+
+
 def test_bodies_have_a_limit(client: TestClient) -> None:
     headers = {"Content-Type": "application/json"}
     large = b'{"shards": ["' + b"x" * LARGEST + b'"]}'

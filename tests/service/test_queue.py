@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -379,6 +380,26 @@ def test_events_of_a_run_are_streamed_until_its_end(client: TestClient) -> None:
     lines = client.get(f"/runs/{run}/events").text.split("\n")
     assert [line for line in lines if line.startswith("event")] == ["event: snapshot", "event: end"]
     assert json.loads(next(line for line in lines if line.startswith("data")).removeprefix("data: "))["id"] == run
+
+
+def test_only_so_many_clients_stream_at_a_time(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = submit(client)
+    (worker,) = workers_of(client, 1)
+    monkeypatch.setattr("tilecov.pipeline.service.api.LISTENERS", 3)
+    hub = supervisor_of(client).hub
+    with ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(hub.listening(run))
+        answer = client.get(f"/runs/{run}/events")
+        assert answer.status_code == 503
+        assert "3 clients" in answer.json()["detail"]
+        assert client.get(f"/runs/{run}").status_code == 200
+    assert hub.count == 0
+    end(client, worker)
+    until(lambda: state(client, run) == "complete")
+    answer = client.get(f"/runs/{run}/events")
+    assert answer.status_code == 200
+    assert answer.headers["x-accel-buffering"] == "no"
 
 
 def test_the_metrics_are_what_prometheus_reads(client: TestClient) -> None:

@@ -49,6 +49,22 @@ def test_the_token_is_compared_whole_and_shown_nowhere() -> None:
     assert "hunter2" not in repr(settings)
 
 
+def test_the_time_of_a_comparison_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compared goes through `hmac.compare_digest`, and has one length whatever was given."""
+    lengths: list[tuple[int, int]] = []
+
+    def compare(given: bytes, own: bytes) -> bool:
+        lengths.append((len(given), len(own)))
+        return given == own
+
+    monkeypatch.setattr("hmac.compare_digest", compare)
+    settings = Settings("/r", token=TOKEN)
+    for given in ("", "x", TOKEN[:-1], TOKEN, "y" * 5000):
+        assert settings.is_token(given) == (given == TOKEN)
+        assert not settings.is_session(given)
+    assert lengths == [(32, 32)] * 10
+
+
 def test_a_token_is_read_from_its_file_or_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text(TOKEN + "\n")
