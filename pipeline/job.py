@@ -4,7 +4,16 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from tilecov.storage.redact import redact, redact_url
 
@@ -116,19 +125,26 @@ class Job(BaseModel):
 
     @model_validator(mode="after")
     def _check_together(self) -> "Job":
-        if isinstance(self.rank, int) and not 0 <= self.rank <= self.size:
-            raise ValueError(f"rank {self.rank} is not between 0 and d = {self.size}")
-        if self.svd == "dual" and (self.augment or self.group_by or self.extend or self.strategy == "resident"):
-            raise ValueError(
-                "the dual method works on the rows of one run as they are: no augment, group_by, extend or resident"
-            )
-        if not self.covariance and (self.augment or self.group_by or self.extend or self.svd not in {"auto", "dual"}):
-            raise ValueError(
-                "without the covariance only the dual method works: no other svd, augment, group_by or extend"
-            )
-        if not self.covariance and self.rank == 0:
-            raise ValueError("rank 0 without the covariance leaves nothing to compute but the mean; drop one of them")
+        for field, why in self._faults_together():
+            # As a ValueError of the whole model it would name no field.
+            kind = PydanticCustomError("value_error", "{why}", {"why": why})
+            fault = InitErrorDetails(type=kind, loc=(field,), input=getattr(self, field))
+            raise ValidationError.from_exception_data("Job", [fault])
         return self
+
+    def _faults_together(self) -> Iterator[tuple[str, str]]:
+        """Yield (field, what is wrong with it) of fields that do not go with the others."""
+        if isinstance(self.rank, int) and not 0 <= self.rank <= self.size:
+            yield "rank", f"rank {self.rank} is not between 0 and d = {self.size}"
+        others = [name for name in ("augment", "group_by", "extend") if getattr(self, name)]
+        if self.svd == "dual":
+            why = "the dual method works on the rows of one run as they are: no augment, group_by, extend or resident"
+            yield from ((name, why) for name in (*others, *["strategy"] * (self.strategy == "resident")))
+        if not self.covariance:
+            why = "without the covariance only the dual method works: no other svd, augment, group_by or extend"
+            yield from ((name, why) for name in (*others, *["svd"] * (self.svd not in {"auto", "dual"})))
+            if self.rank == 0:
+                yield "rank", "rank 0 without the covariance leaves nothing to compute but the mean; drop one of them"
 
     @property
     def size(self) -> int:

@@ -74,6 +74,22 @@ def test_a_rank_that_no_matrix_of_this_size_has_names_both(rank: int) -> None:
     assert complaint(rank=rank)[1].endswith(f"rank {rank} is not between 0 and d = 192")
 
 
+@pytest.mark.parametrize(
+    ("fields", "at_fault"),
+    [
+        ({"rank": 193}, "rank"),
+        ({"rank": 0, "covariance": False}, "rank"),
+        ({"svd": "dual", "augment": "hflip"}, "augment"),
+        ({"svd": "dual", "group_by": "cls"}, "group_by"),
+        ({"svd": "dual", "strategy": "resident"}, "strategy"),
+        ({"covariance": False, "extend": "run"}, "extend"),
+        ({"covariance": False, "svd": "blocked"}, "svd"),
+    ],
+)
+def test_fields_that_do_not_go_together_name_the_one_at_fault(fields: dict[str, Any], at_fault: str) -> None:
+    assert complaint(**fields)[0] == at_fault
+
+
 @pytest.mark.parametrize("rank", ["half", 1.5, None])
 def test_a_rank_is_a_number_or_full(rank: Any) -> None:
     with pytest.raises(ValidationError, match="rank"):

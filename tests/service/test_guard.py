@@ -158,6 +158,8 @@ def test_bodies_have_a_limit(client: TestClient) -> None:
         ({"samples": 1 << 70}, "samples"),
         ({"memory": "12 parsecs"}, "memory"),
         ({"rank": "energy=nan"}, "rank"),
+        ({"rank": 49}, "rank"),
+        ({"svd": "dual", "augment": "hflip"}, "augment"),
     ],
 )
 def test_faults_name_the_field_and_repeat_nothing(client: TestClient, changes: dict[str, Any], field: str) -> None:
