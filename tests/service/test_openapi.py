@@ -30,24 +30,28 @@ def operations(schema: dict[str, Any]) -> set[tuple[str, str]]:
     return {(path, method.upper()) for path, item in schema["paths"].items() for method in item}
 
 
-def exercise(operation: Any, headers: dict[str, str], known: str) -> None:
-    """Ask for one operation in many ways, for runs that are there and that are not."""
+def exercise(operation: Any, mode: Any, headers: dict[str, str], known: str) -> int:
+    """Ask for one operation in many ways, for runs that are there and that are not; return how many were asked."""
     from hypothesis import HealthCheck, Phase, given, settings
 
+    asked = 0
     has_id = "{id}" in operation.path and operation.method.upper() != "DELETE"  # what is asked for stays
 
     @settings(
         max_examples=EXAMPLES, deadline=None, database=None, derandomize=True,
         suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate],
     )  # fmt: skip
-    @given(case=operation.as_strategy())
+    @given(case=operation.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:
+        nonlocal asked
+        asked += 1
         check(case, headers)
         if has_id:
             case.path_parameters["id"] = known
             check(case, headers)
 
     ask()
+    return asked
 
 
 def check(case: Any, headers: dict[str, str]) -> None:
@@ -58,7 +62,9 @@ def check(case: Any, headers: dict[str, str]) -> None:
         case.validate_response(answer, checks=[_described])
 
 
-def test_no_request_breaks_the_service(service: Service) -> None:
+@pytest.mark.parametrize("kind", ["positive", "negative"])
+def test_no_request_breaks_the_service(service: Service, kind: str) -> None:
+    """Requests that fit the description, and requests that do not."""
     import schemathesis
 
     known = service.client.runs()[0]["id"]
@@ -68,7 +74,10 @@ def test_no_request_breaks_the_service(service: Service) -> None:
     for result in api.get_all_operations():
         operation = result.ok()
         seen.add((operation.path, operation.method.upper()))
-        exercise(operation, headers, known)
+        takes = bool(operation.body) or any(operation.iter_parameters())
+        if takes or kind == "positive":
+            asked = exercise(operation, schemathesis.GenerationMode(kind), headers, known)
+            assert asked > (EXAMPLES // 4 if takes else 0), operation.label
     assert seen == operations(api.raw_schema)
     assert "Traceback" not in service.log.read_text()
 
