@@ -1,5 +1,6 @@
 """The pages as people use them, in a browser without a screen."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +11,19 @@ from conftest import random_images, write_shards
 from running import SECRET, Service, serving
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
+    pytest.mark.skipif(
+        CHROMIUM is None,
+        reason="the service's pages are not tested: there is no chromium on the PATH; apt-get install chromium",
+    ),
 ]
+SCREENSHOTS = "TILECOV_SCREENSHOTS"
+"""The variable that names the folder for pictures of the pages."""
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +37,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(data: Path) -> Iterator[Service]:
     with serving(data.parent / "root", [str(data)], token=SECRET) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def complete(service: Service, data: Path) -> str:
+    """A complete run."""
+    run = service.client.submit({"shards": [f"{data}/*.tar"], "resolution": 16})
+    assert service.client.wait(run["id"])["state"] == "complete"
+    return str(run["id"])
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +73,8 @@ def page(browser: "Browser", service: Service) -> Iterator["Page"]:
     found.wait_for_url(f"{service.url}/")
     yield found
     context.close()
-    # The browser itself reports answers that refuse a form; everything else is ours.
-    assert [text for text in complaints if "status of 422" not in text] == []
+    # The browser itself reports answers that refuse something; everything else is ours.
+    assert [text for text in complaints if "status of 422" not in text and "status of 503" not in text] == []
 
 
 def fill(page: "Page", data: Path, **fields: Any) -> None:
@@ -74,11 +88,12 @@ def fill(page: "Page", data: Path, **fields: Any) -> None:
 def test_a_run_from_the_form_to_its_filter(page: "Page", service: Service, data: Path, tmp_path: Path) -> None:
     import torch
 
+    before = service.client.runs()
     fill(page, data)
     preview = page.locator("#preview")
     preview.get_by_role("heading", name="Plan").wait_for()
     assert "d = 768" in preview.inner_text()
-    assert service.client.runs() == []  # a preview submits nothing
+    assert service.client.runs() == before  # a preview submits nothing
     page.get_by_role("button", name="Submit this run").click()
     page.wait_for_url("**/page")
     page.get_by_role("heading", name="Certificate").wait_for(timeout=60_000)  # watched until it was complete
@@ -129,20 +144,69 @@ def test_a_run_is_cancelled_and_removed(page: "Page", service: Service, data: Pa
     service.client.cancel(runs[0])
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1200, 390])
-def test_nothing_is_wider_than_the_screen(
-    browser: "Browser", service: Service, data: Path, width: int, scheme: Any
-) -> None:
+def test_a_stream_that_is_refused_is_asked_for_later(page: "Page", service: Service, data: Path) -> None:
+    refused: list[str] = []
+
+    def refuse_once(route: "Route") -> None:
+        if refused:
+            route.continue_()
+            return
+        refused.append(route.request.url)
+        route.fulfill(status=503, content_type="application/json", body='{"detail": "too many clients"}')
+
+    page.route("**/events", refuse_once)
+    run = service.client.submit({"shards": [f"{data}/*.tar"], "resolution": 24})["id"]
+    page.goto(f"{service.url}/runs/{run}/page")
+    page.get_by_role("heading", name="Certificate").wait_for(timeout=60_000)
+    assert len(refused) == 1
+
+
+def open_page(browser: "Browser", width: int, scheme: Any) -> "Page":
+    """Open a page that shows the token with each request; its context is closed with the browser."""
     context = browser.new_context(
         viewport={"width": width, "height": 800}, color_scheme=scheme,
         extra_http_headers={"Authorization": f"Bearer {SECRET}"},
     )  # fmt: skip
-    page = context.new_page()
-    complete = next(run["id"] for run in service.client.runs() if run["state"] == "complete")
+    return context.new_page()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 390])
+def test_nothing_is_wider_than_the_screen(
+    browser: "Browser", service: Service, complete: str, width: int, scheme: Any
+) -> None:
+    page = open_page(browser, width, scheme)
     for path in ("/", f"/runs/{complete}/page", f"/runs/{complete}/report", "/login"):
         page.goto(f"{service.url}{path}")
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
         light = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(251, 251, 249)"
         assert light == (scheme == "light")
-    context.close()
+    page.context.close()
+
+
+@pytest.mark.skipif(not os.environ.get(SCREENSHOTS), reason=f"{SCREENSHOTS} names no folder for pictures of the pages")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_pictures_of_the_pages(
+    browser: "Browser", service: Service, complete: str, data: Path, width: int, scheme: Any
+) -> None:
+    folder = Path(os.environ[SCREENSHOTS])
+    folder.mkdir(parents=True, exist_ok=True)
+    page = open_page(browser, width, scheme)
+
+    def take(name: str) -> None:
+        path = folder / f"{name}-{scheme}-{width}.png"
+        page.screenshot(path=path, full_page=True)
+        assert path.stat().st_size > 5000
+
+    page.goto(service.url)
+    page.locator("#runs tr").first.wait_for()
+    take("runs")
+    fill(page, data)
+    page.locator("#preview").get_by_role("heading", name="Plan").wait_for()
+    take("form")
+    for name, path in (("run", "page"), ("report", "report")):
+        page.goto(f"{service.url}/runs/{complete}/{path}")
+        page.get_by_role("heading", name="Certificate").wait_for()
+        take(name)
+    page.context.close()

@@ -152,6 +152,14 @@ function watchForm(form) {
 
 // A run under way.
 
+const retryAfter = 5000; // ms
+
+// A browser connects again by itself where a stream is cut, and never where one is refused, as with 503.
+async function watchAgain(box) {
+  const answer = await ask("GET", `/runs/${box.dataset.run}`).catch(() => null);
+  if (answer && answer.status === 404) location.href = "/"; else watchRun(box);
+}
+
 function watchRun(box) {
   const source = new EventSource(`/runs/${box.dataset.run}/events`);
   const now = { stage: null, unit: null, done: 0, total: 0, rate: null };
@@ -187,6 +195,9 @@ function watchRun(box) {
   on("stage_done", (event) => done(event.stage, event.seconds));
   on("note", (event) => { find("rate").textContent = event.text; });
   on("end", () => { source.close(); location.reload(); });
+  source.addEventListener("error", () => {
+    if (source.readyState === EventSource.CLOSED) setTimeout(watchAgain, retryAfter, box);
+  });
 }
 
 document.addEventListener("DOMContentLoaded", () => {
