@@ -13,7 +13,17 @@ set -euo pipefail
 readonly UNAVAILABLE=69
 readonly PLUGINS_SUITE=trixie # bookworm has neither compose v2 nor buildx
 readonly BASES=(python:3.11-slim-bookworm debian:trixie-slim)
-readonly BRIDGE=tilecov0
+readonly BRIDGE=tilecov0 BRIDGE_ADDRESS=172.31.240.1/24
+readonly NETWORKS=172.31.241.0/24 # of compose projects
+readonly ADDRESSES=172.31.240.0/23 # of all containers
+# What lets containers reach what this machine reaches: it names their addresses alone, comes before what others forbid,
+# and is taken away word by word.
+readonly RULES=(
+    "filter FORWARD --source $ADDRESSES --jump ACCEPT"
+    "filter FORWARD --destination $ADDRESSES --jump ACCEPT"
+    "nat POSTROUTING --source $ADDRESSES ! --destination $ADDRESSES --jump MASQUERADE"
+)
+readonly STATE=/run/tilecov-engine # how the machine was before: the next one restores it where this one is killed
 readonly CAS=/etc/ssl/certs/ca-certificates.crt
 
 cannot() {
@@ -80,12 +90,10 @@ start() {
         cannot "another one runs as process $(pgrep -x dockerd | head -n 1), and this user's docker does not reach it"
     fi
     clean_network # of one that was killed
-    ip link add "$BRIDGE" type bridge 2>"$dir/bridge.log" || cannot "the kernel makes no bridge: $(<"$dir/bridge.log")"
-    ip address add 172.31.240.1/24 dev "$BRIDGE"
-    ip link set "$BRIDGE" up
-    sysctl -n net.ipv4.ip_forward >"$dir/ip_forward"
+    make_network
+    # The firewall is make_network's: dockerd would forbid all other forwarding, and leave its own chains behind.
     setsid dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/pid" -H "unix://$dir/docker.sock" \
-        --bridge "$BRIDGE" --default-address-pool base=172.31.241.0/24,size=27 \
+        --bridge "$BRIDGE" --default-address-pool "base=$NETWORKS,size=27" --iptables=false --ip-forward=false \
         >"$dir/dockerd.log" 2>&1 </dev/null &
     local process=$! tries
     for ((tries = 0; tries < 300; tries++)); do
@@ -93,29 +101,36 @@ start() {
         kill -0 "$process" 2>/dev/null || break
         sleep 0.2
     done
-    local reason
-    reason=$(grep -v 'level=info' "$dir/dockerd.log" | tail -n 2 | tr '\n' ' ')
+    fail "dockerd does not come up: $(grep -v 'level=info' "$dir/dockerd.log" | tail -n 2 | tr '\n' ' ')"
+}
+
+# Leaves nothing behind.
+fail() {
     stop
-    cannot "dockerd does not come up: $reason"
+    cannot "$@"
 }
 
 variables() {
     echo "export DOCKER_HOST=unix://$dir/docker.sock DOCKER_CONFIG=$dir/config"
 }
 
+# URLs without the name and password that they may hold: what lies in a layer, everybody reads.
+without_passwords() { sed -E 's|//[^/@]*@|//|g'; }
+
 # What the machine's own apt and pip are told (certificates, mirrors, dates) holds in the images too.
 machine_settings() {
     local root=$1
     mkdir -p "$root/etc/ssl/certs" "$root/etc/apt/apt.conf.d"
     [[ ! -e $CAS ]] || cp "$CAS" "$root$CAS"
-    apt-config dump | grep -E '^Acquire::(Check-|http::Proxy|https::Proxy)' >"$root/etc/apt/apt.conf.d/99machine" || true
+    apt-config dump | grep -E '^Acquire::(Check-|http::Proxy|https::Proxy)' | without_passwords \
+        >"$root/etc/apt/apt.conf.d/99machine" || true
     rm -f "$root"/usr/lib/python3*/EXTERNALLY-MANAGED
     {
         echo "[global]"
         [[ ! -e $CAS ]] || echo "cert = $CAS"
         local index
         if index=${PIP_INDEX_URL:-$(python3 -m pip config get global.index-url 2>/dev/null)} && [[ -n $index ]]; then
-            echo "index-url = $index"
+            without_passwords <<<"index-url = $index"
         fi
     } >"$root/etc/pip.conf"
 }
@@ -144,17 +159,48 @@ base() {
     for image in "$@"; do import_base "$image"; done
 }
 
-# Rules, chains and bridges that dockerd leaves behind when it ends. Lines of others stay as they are.
+# `rule ACTION RULE`: of RULES, one line for iptables.
+rule() {
+    local words
+    read -ra words <<<"$2"
+    iptables --wait --table "${words[0]}" "$1" "${words[@]:1}"
+}
+
+make_network() {
+    mkdir -p "$STATE"
+    echo "$dir" >"$STATE/dir"
+    [[ ! -e /run/docker ]] || touch "$STATE/run"
+    sysctl -n net.ipv4.ip_forward >"$STATE/ip_forward"
+    ip -o link show type bridge | grep -oE 'br-[0-9a-f]{12}' >"$STATE/bridges" || true
+    ip link add "$BRIDGE" type bridge 2>"$dir/bridge.log" || fail "the kernel makes no bridge: $(<"$dir/bridge.log")"
+    ip address add "$BRIDGE_ADDRESS" dev "$BRIDGE"
+    ip link set "$BRIDGE" up
+    sysctl -q -w net.ipv4.ip_forward=1
+    local each
+    for each in "${RULES[@]}"; do
+        rule --insert "$each" 2>"$dir/rules.log" || fail "iptables takes no rule: $(tr '\n' ' ' <"$dir/rules.log")"
+    done
+}
+
+# Takes away what make_network made, and the bridges of networks, which dockerd leaves behind when it ends.
 clean_network() {
-    local tables link
-    for tables in iptables ip6tables; do
-        has "$tables-save" || continue
-        { "$tables-save" | grep -vE -e 'DOCKER' -e " $BRIDGE( |\$)" -e ' br-[0-9a-f]{12}( |$)' |
-            sed 's/^:FORWARD DROP/:FORWARD ACCEPT/' | "$tables-restore"; } 2>/dev/null || true
+    [[ -e $STATE/dir ]] || return 0
+    local each link
+    for each in "${RULES[@]}"; do
+        while rule --delete "$each" 2>/dev/null; do :; done
     done
-    for link in $(ip -o link show type bridge 2>/dev/null | grep -oE "br-[0-9a-f]{12}|$BRIDGE"); do
-        ip link delete "$link"
+    for link in $(ip -o link show type bridge | grep -oE 'br-[0-9a-f]{12}' | grep -vxFf "$STATE/bridges"); do
+        [[ $(ip -o -4 address show "$link") != *" ${NETWORKS%.*}."* ]] || ip link delete "$link"
     done
+    [[ ! -e /sys/class/net/$BRIDGE ]] || ip link delete "$BRIDGE"
+    sysctl -q -w "net.ipv4.ip_forward=$(<"$STATE/ip_forward")"
+    [[ -e $STATE/run ]] || rmdir --ignore-fail-on-non-empty /run/docker/plugins /run/docker 2>/dev/null || true
+    rm -r "$STATE"
+}
+
+finish() {
+    kill "$1"
+    while kill -0 "$1" 2>/dev/null; do sleep 0.1; done
 }
 
 stop() {
@@ -165,14 +211,15 @@ stop() {
         found=$(docker ps --all --quiet 2>/dev/null) || true
         # shellcheck disable=SC2086 # one word a container
         [[ -z $found ]] || docker rm --force --volumes $found >/dev/null || true
-        kill "$process"
-        while kill -0 "$process" 2>/dev/null; do sleep 0.1; done
+        finish "$process"
+    fi
+    # It is dockerd's own, and outlives one that was killed.
+    if process=$(cat "$dir/exec/containerd/containerd.pid" 2>/dev/null) && grep -qx containerd "/proc/$process/comm" 2>/dev/null; then
+        finish "$process"
     fi
     awk -v below="$dir/" 'index($2, below) == 1 { print $2 }' /proc/mounts | sort -r | xargs --no-run-if-empty umount --lazy
-    if [[ -e $dir/ip_forward ]]; then # else it was never started, and the network is another engine's
-        clean_network
-        sysctl -q -w "net.ipv4.ip_forward=$(<"$dir/ip_forward")"
-    fi
+    # Else it was never started, and the network is another engine's.
+    [[ $(cat "$STATE/dir" 2>/dev/null) != "$dir" ]] || clean_network
     rm -rf "$dir"
 }
 
@@ -180,6 +227,9 @@ usage() {
     sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
     exit 2
 }
+
+# Tests take functions of it.
+[[ ${BASH_SOURCE[0]} == "$0" ]] || return 0
 
 [[ $# == 2 || ($# -gt 2 && $1 == base) ]] || usage
 command=$1 dir=$(realpath -m "$2")
