@@ -2,10 +2,12 @@
 # Makes a Ceph cluster of one monitor and one OSD, whose objects lie in memory, and serves S3 from it on port 7480.
 #
 # S3_CREDENTIALS names a file like ~/.aws/credentials with the key and secret of the one user, S3_BUCKET a bucket that
-# is there from the start. /run/ready appears when everything is.
+# is there from the start. /run/ready appears when everything is; what the store held is gone when it stops.
 set -euo pipefail
 
 readonly address=127.0.0.1 data=/var/lib/ceph port=7480
+# A container that is started again has the files of the cluster before, whose objects are gone.
+rm -rf /run/ready /run/ceph /etc/ceph "$data/mon" "$data/osd"
 fsid=$(</proc/sys/kernel/random/uuid)
 mkdir -p /etc/ceph /run/ceph "$data/mon/ceph-a" "$data/osd/ceph-0"
 
