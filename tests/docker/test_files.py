@@ -2,9 +2,13 @@
 
 import copy
 import json
+import os
 import re
 import subprocess
 import sys
+import threading
+import tomllib
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,8 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+
+from tilecov.storage.lease import LIFETIME
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -71,6 +77,70 @@ def test_no_secret_is_in_the_environment() -> None:
     assert [name for name in names if re.search(r"SECRET|PASSWORD|TOKEN|ACCESS_KEY", name)] == []
 
 
+def test_secrets_and_settings_are_ignored_by_git() -> None:
+    names = [f"docker/{name}" for name in (".env", "credentials", "token")]
+    command = ["git", "-C", ROOT, "check-ignore", "--no-index", *names]
+    assert subprocess.run(command, capture_output=True, text=True, check=False).stdout.split() == names
+
+
+def test_one_service_builds_an_image_and_none_pulls_one() -> None:
+    services = yaml.safe_load(COMPOSE)["services"].values()
+    assert {service["pull_policy"] for service in services} == {"never"}
+    built = [service["image"] for service in services if "build" in service]
+    assert sorted(built) == sorted({service["image"] for service in services})
+
+
+def test_versions_agree() -> None:
+    """Labels name the project's version, and torch is the one that is tested."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert f"ARG VERSION={version}\n" in DOCKERFILES[0].read_text()
+    assert DEFAULTS["VERSION"] == version
+    torch = re.findall(r"^torch==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert re.findall(r"torch==(\S+)\+cpu", (DOCKER / "README.md").read_text(encoding="utf-8")) == torch
+    assert f"ARG TORCH_INDEX={DEFAULTS['TORCH_INDEX']}\n" in DOCKERFILES[0].read_text()
+
+
+# --- the check of health
+
+
+class Answer(BaseHTTPRequestHandler):
+    """Answers with the status that its path names."""
+
+    def do_GET(self) -> None:
+        self.send_response(int(self.path.strip("/")))
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def health(url: str | None) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, **({"HEALTH_URL": url} if url else {})}
+    command = [sys.executable, DOCKER / "health.py"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_check_asks_and_says_what_was_answered() -> None:
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert health(f"{url}/200").returncode == 0
+        refused = health(f"{url}/503")
+        server.shutdown()
+    assert (refused.returncode, "503" in refused.stderr) == (1, True)
+    gone = health(f"{url}/200")
+    assert (gone.returncode, "refused" in gone.stderr) == (1, True)
+
+
+def test_a_job_has_no_check_and_that_is_said() -> None:
+    services = yaml.safe_load(COMPOSE)["services"]
+    asked = {name for name, service in services.items() if "HEALTH_URL" in service["environment"]}
+    assert asked == {"scheduler", "worker", "worker-gpu", "service"}
+    assert services["job"]["healthcheck"] == {"disable": True}
+    said = health(None)
+    assert (said.returncode, "nothing was asked" in said.stdout) == (0, True)
+
+
 def test_the_build_sees_what_it_needs_and_no_more() -> None:
     lines = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
     seen = {line.removeprefix("!") for line in lines if line.startswith("!")}
@@ -107,6 +177,44 @@ def check(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize("document", MANIFESTS)
 def test_a_manifest_keeps_to_its_schema(document: dict[str, Any]) -> None:
     check(document)
+
+
+DOCUMENTS = [parameter.values[0] for parameter in MANIFESTS]
+JOBS = [document for document in DOCUMENTS if document["kind"] == "Job"]
+
+
+def pods(document: dict[str, Any]) -> list[dict[str, Any]]:
+    spec = document["spec"]
+    return (
+        [spec["template"]["spec"]] if "template" in spec else [spec[part]["spec"] for part in ("worker", "scheduler")]
+    )
+
+
+def test_no_two_manifests_have_one_name() -> None:
+    named = [(document["kind"], document["metadata"]["name"]) for document in DOCUMENTS]
+    assert len(named) == len(set(named)) == 3
+
+
+def test_pods_have_no_rights() -> None:
+    for pod in (pod for document in DOCUMENTS for pod in pods(document)):
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            context = container["securityContext"]
+            assert (context["readOnlyRootFilesystem"], context["allowPrivilegeEscalation"]) == (True, False)
+            assert context["capabilities"] == {"drop": ["ALL"]}
+
+
+@pytest.mark.parametrize("document", JOBS, ids=lambda document: document["metadata"]["name"])
+def test_a_job_outlasts_the_leases_of_lost_pods(document: dict[str, Any]) -> None:
+    """Kubernetes tries after 10 s, 20 s, 40 s and so on: those tries that a lease meets fail, and count."""
+    failing, after = 1, 10.0  # the lost pod itself
+    while after < LIFETIME:
+        failing, after = failing + 1, after + 10.0 * 2**failing
+    assert document["spec"]["backoffLimit"] >= 5 * failing
+    rules = document["spec"]["podFailurePolicy"]["rules"]
+    assert rules[0] == {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2]}}
+    assert pods(document)[0]["restartPolicy"] == "Never"  # else the rules do not hold
 
 
 @pytest.mark.parametrize("document", MANIFESTS)
