@@ -111,3 +111,9 @@ def end(client: TestClient, worker: FakeWork, status: int = 0) -> None:
     """Let a worker end, on the service's own loop."""
     assert client.portal is not None
     client.portal.call(worker.end, status)
+
+
+def submit(client: TestClient, **changes: Any) -> str:
+    answer = client.post("/runs", json={**JOB, **changes})
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
