@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +23,8 @@ from stores import KEY, SECRET
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 USER = "12345"
+SECRETS = {"credentials": "canary-of-credentials", "token": "canary-of-token", ".env": "CANARY=canary-of-env"}
+"""What lies in docker/ beside what git keeps, as on a user's machine: nothing of it may come into an image."""
 LONG = 180.0  # seconds after which something that should happen has not
 
 
@@ -43,6 +46,36 @@ def need_torch() -> None:
         pytest.skip(f"pip finds no CPU wheel of {wanted}, and docker/wheels has none")
 
 
+def copy_tree(folder: Path) -> Path:
+    """Copy what git keeps, and the wheels, to where a test may lay files of its own beside it."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
+    for path in filter(Path.is_file, (ROOT / name for name in listed if name)):
+        (folder / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, folder / path.relative_to(ROOT))
+    for wheel in (DOCKER / "wheels").glob("*.whl"):
+        target = folder / "docker" / "wheels" / wheel.name
+        try:
+            target.hardlink_to(wheel)
+        except OSError:  # another file system
+            shutil.copy2(wheel, target)
+    return folder
+
+
+@contextlib.contextmanager
+def images(engine: Engine) -> Iterator[dict[str, str]]:
+    """Give names of images that no user has, as variables of compose; the images go in the end."""
+    need_torch()
+    for base in ("python:3.11-slim-bookworm", "debian:trixie-slim"):
+        engine.need_base(base)
+    name = f"tilecov-test-{uuid.uuid4().hex[:8]}"
+    names = {"TILECOV_IMAGE": name, "TILECOV_CUDA_IMAGE": f"{name}:cuda", "STORE_IMAGE": f"{name}-store"}
+    try:
+        yield names
+    finally:
+        engine.try_docker("image", "rm", *names.values())
+
+
 @dataclass(frozen=True)
 class Stack:
     """A compose project.
@@ -53,11 +86,19 @@ class Stack:
     project : str
     env : Path
         The .env file.
+    tree : Path
+        A copy of the repository.
     """
 
     engine: Engine
     project: str
     env: Path
+    tree: Path
+
+    @property
+    def image(self) -> str:
+        """The image of tilecov."""
+        return variables(self.env)["TILECOV_IMAGE"]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -90,6 +131,14 @@ class Stack:
         """Start a job, and return its container."""
         return self.compose("run", "--detach", "job", *arguments)
 
+    def tasks_of(self, container: str) -> int:
+        """Return how many tasks the scheduler believes a worker to be at."""
+        code = "import distributed, json; print(json.dumps(distributed.Client('tcp://127.0.0.1:8786').processing()))"
+        said = json.loads(self.compose("exec", "-T", "scheduler", "python3", "-c", code))
+        networks = self.inspect(container)["NetworkSettings"]["Networks"].values()
+        here = {network["IPAddress"] for network in networks}
+        return sum(len(tasks) for worker, tasks in said.items() if worker.split("/")[2].split(":")[0] in here)
+
     def end_of(self, container: str) -> str:
         """Wait for a container that must end well; return what it said."""
         code = self.engine.docker("wait", container)
@@ -98,28 +147,39 @@ class Stack:
         return done.stdout + done.stderr
 
     def _command(self) -> list[str]:
-        files = ["--file", str(DOCKER / "compose.yaml"), "--env-file", str(self.env)]
+        files = ["--file", str(self.tree / "docker" / "compose.yaml"), "--env-file", str(self.env)]
         return ["compose", *files, "--project-name", self.project, "--profile", "store"]
+
+
+@contextlib.contextmanager
+def built(engine: Engine, folder: Path, *services: str) -> Iterator[Stack]:
+    """Build the images of services, beside a user's secrets; take all away in the end."""
+    with images(engine) as names:
+        tree = copy_tree(folder / "tree")
+        for name, content in SECRETS.items():
+            (tree / "docker" / name).write_text(f"{content}\n")
+        stack = Stack(engine, names["TILECOV_IMAGE"], folder / "env", tree)
+        credentials = write_credentials(folder / "credentials")
+        folder.chmod(0o755)
+        stack.set(
+            **names, CREDENTIALS=str(credentials), STORE_PORT="0", TILECOV_USER=f"{USER}:{USER}", WORKER_MEMORY="1g"
+        )
+        try:
+            began = time.monotonic()
+            stack.compose("build", "--quiet", *services)
+            print(f"built in {time.monotonic() - began:.0f} s")  # noqa: T201
+            yield stack
+        finally:
+            profiles = [word for profile in ("job", "service", "gpu") for word in ("--profile", profile)]
+            stack.compose(*profiles, "down", "--volumes", "--remove-orphans", "--timeout", "5")
 
 
 @contextlib.contextmanager
 def running(engine: Engine, folder: Path) -> Iterator[Stack]:
     """Build the images, start the store, the scheduler and two workers; take all away in the end."""
-    for base in ("python:3.11-slim-bookworm", "debian:trixie-slim"):
-        engine.need_base(base)
-    need_torch()
-    stack = Stack(engine, f"tilecov-test-{uuid.uuid4().hex[:8]}", folder / "env")
-    credentials = write_credentials(folder / "credentials")
-    folder.chmod(0o755)
-    stack.set(CREDENTIALS=str(credentials), STORE_PORT="0", TILECOV_USER=f"{USER}:{USER}", WORKER_MEMORY="1g")
-    try:
-        stack.compose("build", "--quiet", "store", "scheduler")
+    with built(engine, folder, "store", "scheduler") as stack:
         stack.compose("up", "--detach", "--wait", "--no-build", "--scale", "worker=2")
         yield stack
-    finally:
-        stack.compose(
-            "--profile", "job", "--profile", "service", "down", "--volumes", "--remove-orphans", "--timeout", "5"
-        )
 
 
 def until(what: Callable[[], Any]) -> Any:

@@ -1,8 +1,8 @@
-"""The image and compose, for real: the digest of a local run, whatever is killed, inside the limits of containers."""
+"""Compose, for real: the digest of a local run, whatever is killed, inside the limits of containers."""
 
 import io
 import json
-import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from conftest import random_images, write_tar
 from engine import Engine
 from PIL import Image
-from stack import KEY, SECRET, USER, Stack, running, until
+from stack import SECRET, USER, Stack, running, until
 
 from tilecov.pipeline import Job, load_wiener_filter, run
 from tilecov.pipeline.service.client import Client, ServiceError
@@ -23,7 +23,6 @@ from tilecov.storage.runs import RunFolder
 pytestmark = pytest.mark.slow
 BUCKET = "s3://tilecov"
 SCHEDULER = ("--scheduler", "tcp://scheduler:8786", "--quiet")
-LARGEST = 350e6  # bytes of the image beside torch
 FORMATS = (("png", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP"))
 
 
@@ -97,53 +96,14 @@ def commits(folder: Folder) -> list[str]:
     return [name for name in folder.fs.find(folder.path("work")) if name.endswith(".json")]
 
 
-# --- the image
-
-
-def test_the_image_is_small_beside_torch(engine: Engine, stack: Stack) -> None:
-    said = engine.docker("history", "--no-trunc", "--human=false", "--format", "{{.Size}} {{.CreatedBy}}", "tilecov")
-    layers = [(int(line.split()[0]), line) for line in said.splitlines()]
-    assert sum("/opt/torch" in line and "COPY" in line for _, line in layers) == 1
-    assert 50e6 < sum(size for size, line in layers if "COPY /opt/torch" not in line) < LARGEST
-
-
-def test_the_image_has_what_was_compiled_and_no_compiler(engine: Engine, stack: Stack) -> None:
-    code = "from tilecov.pipeline.pixels import is_compiled; from tilecov.storage import _tarwalk; print(is_compiled())"
-    python = ("run", "--rm", "--entrypoint", "python3", "tilecov", "-c")
-    assert engine.docker(*python, code).strip() == "True"
-    found = "import shutil; print([name for name in ('cc', 'gcc', 'as') if shutil.which(name)])"
-    assert engine.docker(*python, found).strip() == "[]"
-
-
-def test_what_the_image_says_of_itself(engine: Engine, stack: Stack) -> None:
-    config = json.loads(engine.docker("image", "inspect", "tilecov"))[0]["Config"]
-    assert config["User"] == "10001:10001"
-    assert config["Entrypoint"] == ["tilecov"]
-    assert config["Healthcheck"]["Test"] == ["CMD", "health.py"]
-    assert config["Labels"]["org.opencontainers.image.title"] == "tilecov"
-
-
-def test_the_image_needs_no_rights(engine: Engine, stack: Stack) -> None:
-    bare = ("run", "--rm", "--read-only", "--user", USER, "--cap-drop", "ALL", "--network", "none", "--tmpfs", "/tmp")
-    said = engine.docker(*bare, "tilecov", "synth", "/tmp/a.tar", "--count", "3", "--resolution", "8")
-    assert "3 images" in said
-    compilers = engine.docker(*bare, "--entrypoint", "sh", "tilecov", "-c", "command -v gcc cc ld strip || true")
-    assert compilers == ""
-
-
-def test_no_secret_is_in_a_layer(engine: Engine, stack: Stack) -> None:
-    save = ["docker", "save", "tilecov"]
-    seen = b""
-    with subprocess.Popen(save, env=engine.environment, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        while piece := process.stdout.read(1 << 24):
-            assert SECRET.encode() not in seen[-100:] + piece
-            assert KEY.encode() not in seen[-100:] + piece
-            seen = piece
-    assert process.returncode == 0
-
-
-# --- the services
+def test_one_service_builds_an_image_and_none_pulls_one(stack: Stack) -> None:
+    every = [word for profile in ("job", "service", "gpu") for word in ("--profile", profile)]
+    services = json.loads(stack.compose(*every, "config", "--format", "json"))["services"]
+    assert {service["pull_policy"] for service in services.values()} == {"never"}
+    built = [service["image"] for service in services.values() if "build" in service]
+    assert sorted(built) == sorted({service["image"] for service in services.values()})
+    arguments = services["scheduler"]["build"]["args"]
+    assert {"VERSION", "REVISION", "CREATED", "SOURCE"} < set(arguments)
 
 
 def test_a_job_in_containers_has_the_digest_of_a_local_run(stack: Stack, small: Dataset, tmp_path: Path) -> None:
@@ -185,6 +145,16 @@ def test_a_killed_worker_costs_its_unit(stack: Stack, large: Dataset) -> None:
     job = stack.job(*large.arguments, *SLOW, *option)
     until(lambda: commits(folder))
     victim = stack.containers("worker")[0]
+
+    def frozen_at_work() -> bool:
+        stack.engine.docker("pause", victim)
+        time.sleep(1)  # what it had sent has arrived
+        if stack.tasks_of(victim):
+            return True
+        stack.engine.docker("unpause", victim)
+        return False
+
+    until(frozen_at_work)
     stack.engine.docker("kill", victim)
     assert stack.inspect(job)["State"]["Running"]
     stack.end_of(job)
@@ -204,22 +174,49 @@ def test_a_killed_job_goes_on_when_it_is_started_again(stack: Stack, large: Data
     assert manifest_of(folder)["moments_digest"] == large.digest()
 
 
+def test_a_stopped_job_frees_its_run_folder_and_goes_on(stack: Stack, large: Dataset) -> None:
+    option, folder = large.out("stopped")
+    job = stack.job(*large.loud, *SLOW, *option)
+    until(lambda: commits(folder))
+    stack.engine.docker("stop", job)
+    assert stack.inspect(job)["State"]["ExitCode"] == 130
+    assert "the same command goes on where it stopped" in stack.engine.try_docker("logs", job).stderr
+    folder.fs.invalidate_cache()
+    assert not folder.exists("lease.json")
+    other = stack.job(*large.loud, *SLOW, *option)  # another host, which would have to wait for a lease
+    assert "resuming" in stack.end_of(other)
+    assert manifest_of(folder)["moments_digest"] == large.digest()
+
+
+def killed_for_memory(stack: Stack, since: float) -> str:
+    """Return the engine's events of memory that ran out, in this stack, since a time."""
+    mine = ("--filter", "event=oom", "--filter", f"label=com.docker.compose.project={stack.project}")
+    return stack.engine.docker("events", "--since", f"{since:.3f}", "--until", f"{time.time():.3f}", *mine)
+
+
 def test_a_worker_keeps_inside_its_container_s_memory(stack: Stack, tmp_path: Path) -> None:
     """Gray images of 128 x 128: all tiles at once kill a worker, and the plan, which sees its limit, stages rows."""
     stack.set(WORKER_MEMORY="700m")
     stack.compose("up", "--detach", "--wait", "--no-build", "--scale", "worker=2")
     dataset = Dataset(stack, tmp_path / "wide", 120, 128)
+    began = time.time()
     arguments = [*dataset.arguments, "--channels", "1", "--rank", "0"]
     careless = stack.job(*arguments, "--memory", "3GiB", *dataset.out("careless")[0])
     until(lambda: restarts(stack))
+    assert killed_for_memory(stack, began)
     stack.engine.docker("kill", careless)
-    stack.compose("up", "--detach", "--wait", "--no-build", "--scale", "worker=2")
-    before = restarts(stack)
+    # New ones: the engine's word of a kill stays with a container that is started again.
+    stack.compose(
+        "up", "--detach", "--wait", "--no-build", "--no-deps", "--force-recreate", "--scale", "worker=2", "worker"
+    )
+    began = time.time()
 
     option, folder = dataset.out("run")
     stack.end_of(stack.job(*arguments, *option))
     manifest = manifest_of(folder)
-    assert restarts(stack) == before
+    assert restarts(stack) == 0
+    assert killed_for_memory(stack, began) == ""
+    assert [stack.inspect(worker)["State"]["OOMKilled"] for worker in stack.containers("worker")] == [False, False]
     assert manifest["plan"]["memory"] == int(0.8 * (700 << 20))
     assert manifest["plan"]["strategy"] == "staged"
     assert manifest["moments_digest"] == dataset.digest(channels=1)
@@ -256,6 +253,22 @@ def test_the_service_does_jobs_on_the_workers(stack: Stack, small: Dataset) -> N
     shown = stack.engine.docker("inspect", stack.containers("service")[0])
     assert "hunter2" not in shown + stack.compose("logs", "service")
     stack.compose("rm", "--stop", "--force", "service")
+
+
+def test_the_store_comes_back_empty_when_it_is_started_again(stack: Stack) -> None:
+    """It comes last: what the store held is gone."""
+    container = stack.containers("store")[0]
+    Folder(f"{BUCKET}/before", stack.options).write("a", b"1")
+    stack.engine.docker("restart", container)
+    until(lambda: stack.inspect(container)["State"]["Health"]["Status"] == "healthy")
+    folder = Folder(f"{BUCKET}/after", stack.options)  # on another port
+    folder.write("a", b"1")
+    assert folder.read("a") == b"1"
+    assert not Folder(f"{BUCKET}/before", stack.options).exists("a")
+    # The check asks the gateway itself: without one, the file alone is not enough.
+    said = stack.inspect(container)["Config"]
+    alone = ("run", "--rm", "--entrypoint", "sh", said["Image"], "-c")
+    assert stack.engine.try_docker(*alone, f"touch /run/ready; {said['Healthcheck']['Test'][-1]}").returncode != 0
 
 
 def restarts(stack: Stack) -> int:
