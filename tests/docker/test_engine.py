@@ -52,7 +52,7 @@ begin "$FOLDER/two"
 [[ $(pgrep -c -x containerd) == 1 ]]
 docker network ls --quiet >/dev/null # the other engine goes on
 "$SCRIPT" stop "$FOLDER/two"
-! pgrep 'dockerd|containerd'
+[[ -z $(pgrep -x dockerd; pgrep -x containerd) ]]
 state >last
 """
 
