@@ -27,8 +27,8 @@ from .errors import DecoderDiedError, DoesNotFitError
 from .rows import RowSpec
 from .shards import Sample
 
-_IN_HAND = 2
-"""Batches that a decoder has at a time: one that it decodes and one that waits."""
+_IN_HAND = 4
+"""Batches that a decoder has at a time: one that it decodes, and some that wait while the one who asks is held up."""
 
 Block = npt.NDArray[Any]
 

@@ -97,12 +97,12 @@ _JPEG_SEGMENTS = frozenset(range(0xC0, 0xFF)) - frozenset(range(0xD0, 0xDA))  # 
 _jpeg_segment = struct.Struct(">BBH").unpack_from
 _jpeg_frame = struct.Struct(">HBHHB").unpack_from
 # The IJG's own library, behind some builds of Pillow, rounds and interpolates in another way than libjpeg-turbo.
-_SAME_LIBJPEG = bool(features.check_feature("libjpeg_turbo"))
+SAME_LIBJPEG = bool(features.check_feature("libjpeg_turbo"))
 
 
 def _jpeg_header(data: bytes) -> Header | None:
     """Walk the segments to the first scan."""
-    position, last, header, plain = 2, len(data) - 4, None, _SAME_LIBJPEG
+    position, last, header, plain = 2, len(data) - 4, None, SAME_LIBJPEG
     while position <= last:
         prefix, marker, length = _jpeg_segment(data, position)
         following = position + 2 + length

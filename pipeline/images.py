@@ -22,8 +22,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from .headers import Header, picture_format, png_image_data, read_header
-from .pixels import planes, png_row
+from .headers import SAME_LIBJPEG, Header, picture_format, png_image_data, read_header
+from .pixels import jpeg_plain, planes, png_plain, png_row
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 
@@ -67,8 +67,8 @@ class _Scratch(threading.local):
     def __init__(self) -> None:
         self._kept = np.empty((0, 0, 3), np.uint8)
 
-    def of(self, header: Header) -> _Pixels:
-        shape = (header.height, header.width, header.channels)[: 3 if header.channels == 3 else 2]
+    def of(self, channels: int, height: int, width: int) -> _Pixels:
+        shape = (height, width, channels)[: 3 if channels == 3 else 2]
         if self._kept.shape != shape:
             size = math.prod(shape)
             memory = np.empty(size + 32, np.uint8)
@@ -80,7 +80,7 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def _decode_plain(image_format: str, data: bytes, out: _Pixels | None = None) -> _Pixels | None:
+def _decode_plain(image_format: str, data: bytes | memoryview, out: _Pixels | None = None) -> _Pixels | None:
     try:
         return _CODECS[image_format].decode_plain(data, out=out)
     except MemoryError:
@@ -130,7 +130,18 @@ def _read(data: bytes, mode: str, max_pixels: int) -> _Pixels | Image.Image:
     return _decode_any(image_format, data, mode, max_pixels) if pixels is None else pixels
 
 
-def _read_to_row(data: bytes, row: _Pixels, max_pixels: int) -> bool:
+def _usual_to_row(data: bytes | memoryview, row: _Pixels) -> bool:
+    """Decode a PNG or JPEG of the usual kind into ``row``, (C, H, W); return whether it was one.
+
+    This is `_plain_to_row` for what nearly all datasets hold: a single look at the header, in C.
+    """
+    compressed = png_plain(data, row)
+    if compressed is not None:
+        return png_row(compressed, row)
+    return SAME_LIBJPEG and jpeg_plain(data, row) and _jpeg_to_row(data, row)
+
+
+def _plain_to_row(data: bytes, row: _Pixels, max_pixels: int) -> bool:
     """Decode a plain PNG or JPEG of the size and channels of ``row``, (C, H, W), into it; return whether it was one."""
     image_format, header = _front(data, max_pixels)
     if header is None or not header.plain or row.shape != (header.channels, header.height, header.width):
@@ -138,7 +149,11 @@ def _read_to_row(data: bytes, row: _Pixels, max_pixels: int) -> bool:
     if image_format == "PNG":
         compressed = png_image_data(data)
         return compressed is not None and png_row(compressed, row)
-    pixels = _decode_plain(image_format, data, _scratch.of(header))
+    return _jpeg_to_row(data, row)
+
+
+def _jpeg_to_row(data: bytes | memoryview, row: _Pixels) -> bool:
+    pixels = _decode_plain("JPEG", data, _scratch.of(*row.shape))
     if pixels is not None:
         planes(pixels, row)
     return pixels is not None
@@ -220,8 +235,10 @@ def image_row(
     """
     mode = _mode(channels)
     row = out.reshape(channels, resolution, resolution)
+    if resolution**2 <= max_pixels and _usual_to_row(data, row):
+        return
     data = bytes(data)
-    if _read_to_row(data, row, max_pixels):
+    if _plain_to_row(data, row, max_pixels):
         return
     pixels = _read(data, mode, max_pixels)
     if isinstance(pixels, Image.Image) or pixels.shape[:2] != row.shape[1:] or (pixels.ndim == 3 and channels == 1):

@@ -9,9 +9,9 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-import imagecodecs
 import numpy as np
 import numpy.typing as npt
+from imagecodecs import DeflateError, deflate_decode  # loaded here: loaded at its first call, each fork would do so
 
 try:
     _pixels: ModuleType | None = import_module("._pixels", __package__)
@@ -24,6 +24,24 @@ Pixels = npt.NDArray[np.uint8]
 def is_compiled() -> bool:
     """Return whether the C functions are there."""
     return _pixels is not None
+
+
+def png_plain(data: bytes | memoryview, row: Pixels) -> memoryview | None:
+    """Return the image data of a PNG where it is of the usual kind, and of the size and channels of a row, (C, H, W).
+
+    None says that it is another picture or needs a closer look (`headers`), as do all where nothing was compiled.
+    """
+    if _pixels is None:
+        return None
+    channels, height, width = row.shape
+    span = _pixels.png_plain(data, height, width, channels)
+    return span and memoryview(data)[span[0] : span[1]]
+
+
+def jpeg_plain(data: bytes | memoryview, row: Pixels) -> bool:
+    """Return whether a JPEG is surely plain (`headers`), and of the size and channels of a row, (C, H, W)."""
+    channels, height, width = row.shape
+    return _pixels is not None and bool(_pixels.jpeg_plain(data, height, width, channels))
 
 
 def png_row(compressed: Any, row: Pixels) -> bool:
@@ -41,8 +59,8 @@ def png_row(compressed: Any, row: Pixels) -> bool:
         return False
     wanted = height * (width * channels + 1)
     try:
-        filtered = imagecodecs.deflate_decode(compressed, out=wanted, raw=False)
-    except imagecodecs.DeflateError:  # damaged, or more than a picture: somebody else's to judge
+        filtered = deflate_decode(compressed, out=wanted, raw=False)
+    except DeflateError:  # damaged, or more than a picture: somebody else's to judge
         return False
     return len(filtered) == wanted and bool(_pixels.unfilter(filtered, row, height, width, channels))
 

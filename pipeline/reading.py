@@ -120,6 +120,7 @@ class BlockReader:
         self.tallies = [ShardTally(shard) for shard in shards]
         self._free: queue.Queue[Block | None] = queue.Queue()
         self._full: queue.Queue[_Filling | BaseException | None] = queue.Queue()
+        self._pending: deque[tuple[_Filling, ShardTally, int]] = deque()  # batches started: whose, and their first row
         self._stop = threading.Event()
 
     def __iter__(self) -> Iterator[tuple[Block, Labels | None]]:
@@ -155,19 +156,56 @@ class BlockReader:
             batch = waiting
             while batch and not self._stop.is_set():
                 if filling is None:
-                    block = self._free.get()
+                    block = self._free_block(decoders)
                     if block is None:
                         return
-                    filling = _Filling(block[:limit], self._reading, decoders, block)
+                    filling = _Filling(block[:limit], block, labelled=self._reading.spec.grouping is not None)
                     limit *= 2
-                batch = filling.take(tally, batch)
+                batch = self._start(decoders, filling, tally, batch)
                 if filling.is_full:
-                    self._full.put(filling.finish())
                     filling = None
             if self._stop.is_set():
                 return
+        self._settle_all(decoders)
         if filling is not None:
-            self._full.put(filling.finish())
+            self._full.put(filling.close())
+
+    def _free_block(self, decoders: Decoders) -> Block | None:
+        """Return a block to fill; None where nobody takes blocks any more."""
+        if self._free.empty():  # whoever holds the others gets the rest first
+            self._settle_all(decoders)
+        return self._free.get()
+
+    def _start(self, decoders: Decoders, filling: "_Filling", tally: ShardTally, batch: list[Sample]) -> list[Sample]:
+        """Start decoding as much of ``batch`` as has room; return the rest."""
+        first, room = filling.rows, len(filling.block) - filling.rows
+        now, rest = batch[:room], batch[room:]
+        decoders.start(Batch(tally.shard.url, now, filling.block[first : first + len(now)]))
+        self._pending.append((filling, tally, first))
+        tally.used += len(now)
+        filling.rows += len(now)
+        while decoders.is_full:
+            self._settle(decoders)
+        return rest
+
+    def _settle(self, decoders: Decoders) -> None:
+        """Take the batch that was started first; hand its block on where that was the last one of a full block."""
+        filling, tally, first = self._pending.popleft()
+        failed, labels = decoders.take()
+        if filling.labels is not None and labels is not None:
+            filling.labels[first : first + len(labels)] = labels
+        for index, key, reason in failed:
+            if not self._reading.skip:
+                raise SampleError(tally.shard.url, key, reason)
+            filling.holes.append(first + index)
+            tally.used -= 1
+            tally.skipped.append((key, reason))
+        if filling.is_full and not any(other is filling for other, _, _ in self._pending):
+            self._full.put(filling.close())
+
+    def _settle_all(self, decoders: Decoders) -> None:
+        while self._pending:
+            self._settle(decoders)
 
     def _batches(self) -> Iterator[tuple[ShardTally, list[Sample]]]:
         for tally in self.tallies:
@@ -225,46 +263,19 @@ class BlockReader:
 class _Filling:
     """A block, or the first part of ``whole``, while its rows are decoded; bad samples' slots are closed at the end."""
 
-    def __init__(self, block: Block, reading: Reading, decoders: Decoders, whole: Block) -> None:
-        self.block, self.whole, self._reading, self._decoders = block, whole, reading, decoders
+    def __init__(self, block: Block, whole: Block, *, labelled: bool) -> None:
+        self.block, self.whole = block, whole
         self.rows = 0
-        self.labels: Labels | None = None if reading.spec.grouping is None else [""] * len(block)
-        self._pending: deque[tuple[ShardTally, int]] = deque()
-        self._holes: list[int] = []
+        self.labels: Labels | None = [""] * len(block) if labelled else None
+        self.holes: list[int] = []
 
     @property
     def is_full(self) -> bool:
         return self.rows == len(self.block)
 
-    def take(self, tally: ShardTally, batch: list[Sample]) -> list[Sample]:
-        """Start decoding as much of ``batch`` as has room; return the rest."""
-        room = len(self.block) - self.rows
-        now, rest = batch[:room], batch[room:]
-        self._decoders.start(Batch(tally.shard.url, now, self.block[self.rows : self.rows + len(now)]))
-        self._pending.append((tally, self.rows))
-        tally.used += len(now)
-        self.rows += len(now)
-        while self._decoders.is_full:
-            self._settle()
-        return rest
-
-    def _settle(self) -> None:
-        tally, first = self._pending.popleft()
-        failed, labels = self._decoders.take()
-        if self.labels is not None and labels is not None:
-            self.labels[first : first + len(labels)] = labels
-        for index, key, reason in failed:
-            if not self._reading.skip:
-                raise SampleError(tally.shard.url, key, reason)
-            self._holes.append(first + index)
-            tally.used -= 1
-            tally.skipped.append((key, reason))
-
-    def finish(self) -> "_Filling":
-        """Wait for the decoders and fill the holes with the last rows."""
-        while self._pending:
-            self._settle()
-        for hole in sorted(self._holes, reverse=True):  # the order of rows changes no sum
+    def close(self) -> "_Filling":
+        """Fill the holes with the last rows."""
+        for hole in sorted(self.holes, reverse=True):  # the order of rows changes no sum
             self.rows -= 1
             self.block[hole] = self.block[self.rows]
             if self.labels is not None:

@@ -2,7 +2,8 @@
 
 import os
 import platform
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 SHOWN = ("tilecov", "torch", "numpy", "scipy", "Pillow", "imagecodecs", "webdataset", "litdata", "scikit-learn",
@@ -14,5 +15,9 @@ def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
     number = next((line.partition(": ")[2] for line in lines if line.startswith("model\t")), "?")
-    versions = ", ".join(f"{name} {version(name)}" for name in SHOWN)
-    return f"{os.cpu_count()} cores of {model} (model {number}); Python {platform.python_version()}; {versions}."
+    versions = []
+    for name in SHOWN:
+        with suppress(PackageNotFoundError):  # peers are only in the environment of the bench
+            versions.append(f"{name} {version(name)}")
+    where = f"{os.cpu_count()} cores of {model} (model {number}); Python {platform.python_version()}"
+    return f"{where}; {', '.join(versions)}."

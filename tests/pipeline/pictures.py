@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -102,6 +103,55 @@ def _raw_png(depth: int, colour: int, samples: int) -> bytes:
 
 GRAY_HEADER = png_header(WIDTH, HEIGHT)
 GRAY_LINES = scanlines(np.asarray(photo().convert("L")))
+
+
+# Damage ---------------------------------------------------------------------------------------------------------------
+
+
+EDITS = st.lists(
+    st.tuples(
+        st.sampled_from(["flip", "set", "cut", "drop", "insert", "join", "append"]),
+        st.floats(0, 1, exclude_max=True),
+        st.integers(0, 255),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def edited(data: bytes, edits: list[tuple[str, float, int]]) -> bytes:
+    """Damage the bytes; a place is a fraction of their length."""
+    out = bytearray(data)
+    for edit, place, value in edits:
+        at = int(place * len(out))
+        if edit in {"flip", "set"} and out:
+            out[at] = out[at] ^ (1 << value % 8) if edit == "flip" else value
+        elif edit == "cut":
+            del out[at:]
+        elif edit == "drop":
+            del out[at : at + value % 16]
+        elif edit == "insert":
+            out[at:at] = bytes([value]) * (1 + value % 3)
+        elif edit == "join":  # cut the middle out, keep the end
+            out[at:] = out[-12:]
+        else:
+            out += bytes([value])
+    return bytes(out)
+
+
+def with_sound_frames(data: bytes) -> bytes:
+    """Make the lengths of a WebP and the checksums of a PNG fit the damage, so that it is met further in."""
+    if data[:4] == b"RIFF" and len(data) > 20:
+        data += b"\0" * (len(data) % 2)
+        return struct.pack("<4sI8sI", b"RIFF", len(data) - 8, data[8:16], len(data) - 20) + data[20:]
+    out, at = bytearray(data), 8
+    while data[1:4] == b"PNG" and at + 12 <= len(out):
+        end = at + 8 + int.from_bytes(out[at : at + 4], "big")
+        if end + 4 > len(out):
+            break
+        out[end : end + 4] = zlib.crc32(out[at + 4 : end]).to_bytes(4, "big")
+        at = end + 4
+    return bytes(out)
 
 
 # Tables ---------------------------------------------------------------------------------------------------------------

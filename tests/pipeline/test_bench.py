@@ -36,3 +36,10 @@ def test_the_page_on_scaling_has_what_the_formulas_give() -> None:
     tables = said.strip().split("\n\n")
     assert len(tables) == 3
     assert [table for table in tables if table not in page] == []
+
+
+@pytest.mark.slow
+def test_walls_run_small(tmp_path: Path) -> None:
+    said = bench("walls.py", "--quick", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "walls.md"))
+    assert "| certificate |" in said
+    assert (tmp_path / "walls.md").read_text() == said

@@ -1,11 +1,30 @@
 """What a picture declares, read from a few bytes."""
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from pictures import HEIGHT, PICTURES, PLAIN, SPECIAL, WIDTH, chunk, png_file, png_header
+from pictures import (
+    EDITS,
+    GRAY_HEADER,
+    GRAY_LINES,
+    HEIGHT,
+    PICTURES,
+    PLAIN,
+    SPECIAL,
+    WIDTH,
+    chunk,
+    edited,
+    png_file,
+    png_header,
+    with_sound_frames,
+)
 
-from tilecov.pipeline.headers import picture_format, read_header
+from tilecov.pipeline import pixels
+from tilecov.pipeline.headers import Header, picture_format, png_image_data, read_header
+from tilecov.pipeline.pixels import is_compiled, jpeg_plain, png_plain
+
+needs_c = pytest.mark.skipif(not is_compiled(), reason="no C compiler was there when tilecov was installed")
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -60,3 +79,77 @@ def test_random_bytes_are_no_plain_picture(image_format: str, tail: bytes) -> No
     start = {"PNG": png_header(1, 1)[:16], "JPEG": b"\xff\xd8\xff", "WebP": b"RIFF\0\0\0\0WEBPVP8"}[image_format]
     header = read_header(start + tail, image_format)
     assert not (header and header.plain)
+
+
+def is_usual(data: bytes, header: Header) -> bool:
+    """Return whether C takes a picture for plain, and hold that it then is, and that its data are where C says."""
+    row = np.empty((1 if header.channels == 1 else 3, header.height, header.width), np.uint8)
+    compressed, coded = png_plain(data, row), jpeg_plain(data, row)
+    if compressed is None and not coded:
+        return False
+    assert header.plain
+    assert header.channels == len(row)
+    assert (picture_format(data) == "PNG") == (compressed is not None) != coded
+    assert not compressed or compressed == png_image_data(data)
+    other = np.empty((4 - len(row), *row.shape[1:]), np.uint8)
+    for wrong in (other, row[:, 1:], row[:, :, 1:]):
+        if wrong.size:
+            assert png_plain(data, wrong) is None
+            assert not jpeg_plain(data, wrong)
+    return True
+
+
+RARE = {"PNG text and density", "PNG gamma", "PNG pieces", "PNG large"}
+"""Plain, but of several chunks: looked at in Python."""
+
+
+@needs_c
+@pytest.mark.parametrize("name", [name for name in PICTURES if not name.startswith("WebP")])
+def test_c_tells_the_usual_kinds(name: str) -> None:
+    header = read_header(PICTURES[name], picture_format(PICTURES[name]))
+    assert header is not None
+    assert is_usual(PICTURES[name], header) == (name in PLAIN and name not in RARE)
+
+
+@needs_c
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from([name for name in PLAIN if not name.startswith("WebP")]), EDITS, st.booleans())
+def test_c_takes_nothing_for_plain_that_is_not(name: str, edits: list[tuple[str, float, int]], repaired: bool) -> None:
+    data = edited(PLAIN[name], edits)
+    data = with_sound_frames(data) if repaired else data
+    try:
+        header = read_header(data, picture_format(data))
+    except ValueError:
+        header = None
+    if header is not None and 0 < header.width * header.height < 2**20:
+        event("usual" if is_usual(data, header) else "not usual")
+    else:
+        row = np.empty((3, HEIGHT, WIDTH), np.uint8)
+        assert png_plain(data, row) is None
+        assert not jpeg_plain(data, row)
+
+
+@needs_c
+def test_c_leaves_a_wrong_checksum_of_the_header_to_others() -> None:
+    data = bytearray(png_file(GRAY_HEADER, GRAY_LINES))
+    row = np.empty((1, HEIGHT, WIDTH), np.uint8)
+    assert png_plain(bytes(data), row) is not None
+    data[30] ^= 1
+    assert png_plain(bytes(data), row) is None
+
+
+@needs_c
+@pytest.mark.parametrize("name", ["PNG RGB", "PNG gray", "JPEG gray", "JPEG RGB 75 4:2:0"])
+def test_c_takes_no_cut_picture_for_plain(name: str) -> None:
+    row = np.empty((1 if "gray" in name else 3, HEIGHT, WIDTH), np.uint8)
+    assert png_plain(PLAIN[name], row) is not None or jpeg_plain(PLAIN[name], row)
+    for size in range(len(PLAIN[name])):
+        assert png_plain(memoryview(PLAIN[name])[:size], row) is None
+        assert not jpeg_plain(memoryview(PLAIN[name])[:size], row)
+
+
+def test_without_c_nothing_is_surely_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "_pixels", None)
+    row = np.empty((3, HEIGHT, WIDTH), np.uint8)
+    assert png_plain(PLAIN["PNG RGB"], row) is None
+    assert not jpeg_plain(PLAIN["JPEG RGB 75 4:2:0"], row)

@@ -1,5 +1,6 @@
 """From shards, or from files, to the four artifacts on disk."""
 
+import os
 import shutil
 import tarfile
 import time
@@ -13,13 +14,15 @@ COMPARED = 8
 
 def tilecov(
     shards: list[str], count: int, resolution: int, channels: int, folder: str, rank: int | str = "full",
-    workers: int = 1, threads: int | None = None, svd: str = "auto",
+    workers: int = 1, threads: int | None = None, svd: str = "auto", pinned: bool = False,
 ) -> Trial:  # fmt: skip
-    """Run the job: shards to artifacts and certificate."""
+    """Run the job: shards to artifacts and certificate; ``pinned`` to a single processor."""
     import torch  # noqa: F401  (beforehand, as the reference has it)
 
     from tilecov.pipeline import Job, report, run, spectra, stages  # noqa: F401  (imports are not timed)
 
+    if pinned:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     out = Path(folder) / f"run-{time.time_ns()}"
     how: dict[str, Any] = {"channels": channels, "rank": rank, "workers": workers, "svd": svd}
     job = Job(shards=tuple(shards), resolution=resolution, out=str(out), decode_threads=threads, **how)

@@ -1,0 +1,178 @@
+"""Where the time of a whole job goes, stage by stage, beside what no program that does the same could go below.
+
+Usage: walls.py [--data FOLDER] [--out FILE] [--quick]
+
+Three jobs: 28 x 28 gray, 32 x 32 and 64 x 64 RGB, full rank. A stage's wall is made of what was measured here, in the
+same minute, by itself: decoding pictures that lie in memory on all cores, bare int8 and float32 products, LAPACK alone,
+and plain files of as many bytes written and flushed.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from contests import Scale
+from here import machine
+
+from tilecov.pipeline import Job, run
+from tilecov.pipeline.costs import upper_entries
+from tilecov.pipeline.device import kernel_of, rate_of
+from tilecov.pipeline.machine import cores
+from tilecov.pipeline.rows import RowSpec
+from tilecov.pipeline.shards import samples
+
+ROUNDS = 3
+SIZES = ((28, 1, 60_000), (32, 3, 50_000), (64, 3, 15_000))
+QUICK = ((8, 1, 200),)
+PICTURES = 4_000
+"""Pictures decoded from memory to measure the wall of decoding."""
+
+
+@dataclass(frozen=True)
+class Wall:
+    """What a stage cannot go below.
+
+    Parameters
+    ----------
+    seconds : float
+    made_of : str
+    """
+
+    seconds: float
+    made_of: str
+
+
+def seconds_of(work: Callable[[], Any], times: int = ROUNDS) -> float:
+    """Return the median time of a few calls."""
+    found = []
+    for _ in range(times):
+        started = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - started)
+    return statistics.median(found)
+
+
+def decode_rate(shards: list[str], side: int, channels: int) -> float:
+    """Return pictures a second, decoded by a process for each core from what lies in memory."""
+    spec, some = RowSpec(channels, side, ("png",), "uint8", 1 << 28), []
+    for shard in shards:
+        with Path(shard).open("rb") as stream:
+            some += [item for item in samples(stream, ("png",), max_bytes=1 << 28) if hasattr(item, "data")]
+        if len(some) >= PICTURES:
+            break
+    row, processes = np.empty(spec.size, np.uint8), cores()
+
+    def decode() -> None:
+        pids = []
+        for _ in range(processes):
+            pid = os.fork()
+            if not pid:
+                for sample in some:
+                    spec.decode(sample, row)
+                os._exit(0)
+            pids.append(pid)
+        for pid in pids:
+            os.waitpid(pid, 0)
+
+    return processes * len(some) / seconds_of(decode)
+
+
+def write_rate(folder: Path, size: int = 1 << 28) -> float:
+    """Return bytes a second of plain files of 4 MiB, flushed one by one."""
+    data = np.random.default_rng(0).bytes(1 << 22)
+
+    def write() -> None:
+        for number in range(size >> 22):
+            with (folder / f"{number}.bin").open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+
+    return size / seconds_of(write)
+
+
+def walls(side: int, channels: int, count: int, shards: list[str], folder: Path) -> dict[str, Wall]:
+    """Measure the wall of each stage."""
+    size = channels * side**2
+    entries, disk = upper_entries(size), write_rate(folder)
+    int8 = rate_of(kernel_of("cpu"), 4096, 1024)
+    factor = torch.randn((2048, 2048))
+    float32 = 2 * 2048**3 / seconds_of(lambda: factor @ factor)
+    decoded = decode_rate(shards, side, channels)
+    matrix = torch.randn((size, size // 2))
+    matrix = matrix @ matrix.T
+    whole = matrix.double() if size <= 1536 else matrix
+    lapack = seconds_of(lambda: torch.linalg.eigh(whole), 1 if size > 10_000 else ROUNDS)
+    decoding, products = count / decoded, 2 * count * entries / int8
+
+    def written(size_in_bytes: float) -> float:
+        return size_in_bytes / disk
+
+    return {
+        "moments": Wall(
+            decoding + products + written(4 * entries),
+            f"decoding {decoding:.2f}, products {products:.2f}, files {written(4 * entries):.2f}",
+        ),
+        "merge": Wall(written(8 * entries), "files"),
+        "statistics": Wall(written(4 * size**2), "files"),
+        "spectrum": Wall(lapack + written(4 * size**2), f"LAPACK {lapack:.2f}, files {written(4 * size**2):.2f}"),
+        "artifacts": Wall(written(8 * size**2), "files"),
+        "certificate": Wall(3 * size**3 / float32, "3 d^3 operations in float32"),
+    }
+
+
+def profile(side: int, channels: int, count: int, scale: Scale) -> str:
+    """Return the table of one job."""
+    shards = scale.shards(count, side, channels)
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory(dir=scale.data) as folder:
+        for number in range(1 if scale.quick or side > 32 else ROUNDS):
+            started = time.perf_counter()
+            out = Path(folder) / f"run-{number}"
+            manifest = run(Job(shards=tuple(shards), resolution=side, channels=channels, out=str(out)))
+            whole = time.perf_counter() - started
+            shutil.rmtree(out)
+            stages = {name: stage["seconds"] for name, stage in manifest["stages"].items()}
+            stages["planning and report"] = whole - sum(stages.values())
+            for name, seconds in {**stages, "in all": whole}.items():
+                found.setdefault(name, []).append(seconds)
+        known = walls(side, channels, count, shards, Path(folder))
+    lines = [
+        f"## {count:,} images of {side} x {side} x {channels}, full rank\n",
+        "| stage | seconds | wall | of which |\n| --- | ---: | ---: | --- |",
+    ]
+    total = sum(wall.seconds for wall in known.values())
+    for name, seconds in found.items():
+        wall = known.get(name, Wall(total if name == "in all" else 0.0, ""))
+        lines.append(f"| {name} | {statistics.median(seconds):.2f} | {wall.seconds:.2f} | {wall.made_of} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("bench/data"), help="where shards are made and kept")
+    parser.add_argument("--out", type=Path, help="a file for the page")
+    parser.add_argument("--quick", action="store_true", help="one tiny job: shows that all of it runs")
+    options = parser.parse_args()
+    options.data.mkdir(parents=True, exist_ok=True)
+    scale = Scale(options.data.resolve(), options.quick)
+    run_of = [profile(*size, scale) for size in (QUICK if options.quick else SIZES)]
+    page = f"# Whole jobs and their walls\n\n{machine()}\n\n" + "\n".join(run_of)
+    sys.stdout.write(page)
+    if options.out:
+        options.out.write_text(page)
+
+
+if __name__ == "__main__":
+    main()
