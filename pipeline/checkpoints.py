@@ -1,5 +1,6 @@
-"""What the randomized method keeps between its passes, so that a crash costs one of them at most."""
+"""What the randomized method keeps between its passes, so that a crash costs one of them, or so many seconds."""
 
+import time
 from typing import Any
 
 import torch
@@ -19,13 +20,15 @@ class KrylovState:
     Parameters
     ----------
     run : RunFolder
+    seconds : float
+        Between two saves: writing takes a tenth of a run whose passes take a second.
     """
 
-    def __init__(self, run: RunFolder) -> None:
-        self._run = run
+    def __init__(self, run: RunFolder, seconds: float) -> None:
+        self._run, self._seconds = run, seconds
         self._prefix = run.fresh(_STAGE, _TASK)
         self._pieces: list[dict[str, Any]] = []
-        self._saves = 0
+        self._saves, self._changed, self._saved = 0, 0, time.monotonic()
 
     def load(self) -> Progress | None:
         """Return what was saved last; None where nothing was."""
@@ -33,16 +36,22 @@ class KrylovState:
         if record is None:
             return None
         self._pieces, self._prefix = record["pieces"], record["prefix"]
-        self._saves = record["saves"]
+        self._saves, self._changed = record["saves"], self._pieces[-1]["stop"]
         partial = self._partial
         basis = torch.cat([torch.from_numpy(partial.read(piece["record"]).copy()) for piece in self._pieces])
         small = {name: torch.from_numpy(partial.read(record[name]).copy()) for name in ("coupling", "values")}
         return Progress(basis, small["coupling"], small["values"], **record["numbers"])
 
     def save(self, progress: Progress, changed: int) -> None:
-        """Save the rows from ``changed`` on, and what is small; the record that makes them count comes last."""
+        """Save the rows from ``changed`` on, and what is small; the record that makes them count comes last.
+
+        What comes within some seconds of the last save is left to a later one.
+        """
+        self._changed = min(self._changed, changed)
+        if time.monotonic() - self._saved < self._seconds:
+            return
         self._saves += 1
-        kept = [piece for piece in self._pieces if piece["stop"] <= changed]
+        kept = [piece for piece in self._pieces if piece["stop"] <= self._changed]
         start = kept[-1]["stop"] if kept else 0
         dropped = self._pieces[len(kept) :]
         partial, stop = self._partial, len(progress.basis)
@@ -61,6 +70,7 @@ class KrylovState:
             partial.folder.remove(piece["record"]["name"])
         for name in ("coupling", "values") if self._saves > 1 else ():
             partial.folder.remove(f"{name}-{self._saves - 1}")
+        self._changed, self._saved = stop, time.monotonic()
 
     def forget(self) -> None:
         """Remove everything: the spectrum is written."""

@@ -99,7 +99,8 @@ def choose_kernel(device: torch.device, name: str = "") -> Kernel:
 @cache
 def kernel_of(device: str, name: str = "") -> Kernel:
     """Return the proven kernel of the device of this name; proof and choice run once a process."""
-    return choose_kernel(choose_device(device), name)
+    usual = kernel_of(device) if name else choose_kernel(choose_device(device))
+    return usual if name in {"", usual.name} else choose_kernel(usual.device, name)
 
 
 def rate_of(kernel: Kernel, rows: int = ROWS_ALWAYS_EXACT, width: int = 512) -> float:

@@ -20,7 +20,9 @@ from .sizes import show_size
 if TYPE_CHECKING:
     from .facts import DatasetFacts
 
-BLOCK_ROWS = (4096, 2048, 1024, 512, 256, 128, 64, 32, 16, 8)
+BLOCK_ROWS = (8192, 4096, 2048, 1024, 512, 256, 128, 64, 32, 16, 8)
+BLOCK_BYTES = 32 << 20
+"""Of a block of more than 4,096 rows: small pictures stop less often for the products, large ones need no more."""
 RESIDENT_ROWS = 256
 """Smaller blocks are multiplied so slowly that staged rows are the better way."""
 UNIT_SECONDS = 30.0
@@ -224,7 +226,9 @@ class _Choice:
     def _strategy(self, method: str) -> tuple[str, int, int]:
         """Return strategy, block rows and, for staged, the side of a tile group; dual needs staged rows."""
         job = self.costs.job
-        wanted = [rows for rows in BLOCK_ROWS if rows < 2 * self.costs.facts.samples] or [BLOCK_ROWS[-1]]
+        most = max(4096, BLOCK_BYTES // (job.size * self.costs.itemsize))
+        wanted = [rows for rows in BLOCK_ROWS if rows <= most and rows < 2 * self.costs.facts.samples]
+        wanted = wanted or [BLOCK_ROWS[-1]]
         wanted = [job.block_rows] if job.block_rows else wanted
         least = min(RESIDENT_ROWS, wanted[0]) if job.strategy == "auto" else 1
         resident = self._largest(wanted, self.costs.resident_memory)

@@ -26,7 +26,7 @@ from .svd.ranks import Target
 from .verify import covariance_of
 
 CHECKPOINT_SECONDS = 60.0
-"""Work that a crash may cost while the covariance is reduced to a band; a checkpoint writes all of its tiles."""
+"""Work that a crash may cost in a decomposition, or one step of it where that is longer: checkpoints are large."""
 
 
 def spectrum(context: Context) -> None:
@@ -48,7 +48,7 @@ def _randomized(context: Context) -> None:
     # Every pass reads every tile. In float32 the stored ones will do for leading eigenvalues, and cost no finalising.
     matrix = covariance_of(context.run) if dtype == torch.float32 else covariance_in(context)
     tolerance = context.job.tolerance or (1e-5 if dtype == torch.float32 else 1e-13)
-    state = KrylovState(context.run)
+    state = KrylovState(context.run, CHECKPOINT_SECONDS)
     values, vectors, record = leading(
         matrix, target_of(context.job.rank, context.plan.size), tolerance=tolerance, dtype=dtype,
         device=choose_device(context.job.device), budget=context.plan.spectrum_bytes, state=state,
