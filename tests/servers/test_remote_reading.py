@@ -111,7 +111,7 @@ def test_a_line_that_stays_dark_is_given_up(
 ) -> None:
     monkeypatch.setattr(readahead, "QUIET_SECONDS", 2.0)
     shard = put(content(40 * MIB))  # more than is read ahead
-    said = rf"s3://bucket/.*a\.tar came too slowly: \d+ of {40 * MIB} bytes after 2 s"
+    said = rf"s3://bucket/.*a\.tar came too slowly: \d+ of {40 * MIB} bytes after \d+ s"
     begun = time.monotonic()
     with open_shard(shard, s3.through(proxy.port)) as stream:
         if when == "amid":
@@ -119,7 +119,7 @@ def test_a_line_that_stays_dark_is_given_up(
         proxy.go_dark(1000)
         with pytest.raises(TimeoutError, match=said):
             stream.read()
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 120  # and not the 1,000 for which it is dark
     proxy.go_dark(0)
 
 
