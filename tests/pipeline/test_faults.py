@@ -293,7 +293,7 @@ def test_a_store_that_stays_away_is_an_error(
     started = time.monotonic()
     assert run_safely(["run", "busy://shards/a.tar", "--resolution", "4", "--out", str(tmp_path / "run"), "-q"]) == 1
     assert "503" in capsys.readouterr().err
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 def test_float_rows_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ def test_a_wrong_secret_is_said_in_one_line(
     refused = job["shards"][0] if what == "shards" else job["out"]
     assert said.startswith(f"tilecov: {refused}: the store refuses access (")
     assert said.count("\n") == 1
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 60
     assert wrong not in said
 
 
