@@ -1,6 +1,7 @@
 """Rows into moments: the products of blocks, summed exactly on a device."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -38,6 +39,25 @@ def panels_of(rows: torch.Tensor, tiling: Tiling) -> dict[int, torch.Tensor]:
     return {index: rows[:, span] for index, span in enumerate(tiling.spans())}
 
 
+@dataclass
+class Workspace:
+    """Memory kept from block to block, as fresh memory costs page faults; accumulators used in turn may share it.
+
+    Parameters
+    ----------
+    centred : dict of int to torch.Tensor
+        Blocks made ready for the products, by tile column.
+    squares : torch.Tensor
+        A few rows, squared.
+    product : torch.Tensor
+        A diagonal tile, int32, zero below its bands.
+    """
+
+    centred: dict[int, torch.Tensor] = field(default_factory=dict)
+    squares: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    product: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+
 class IntegerAccumulator:
     """Sums exact int32 tiles of Y.T @ Y for uint8 rows, y = x - 128.
 
@@ -52,6 +72,8 @@ class IntegerAccumulator:
         Whether the tiles are int64, which hold any number of rows, instead of int32.
     block : int
         Rows that ``add`` will be given at the most, as far as known: memory is taken once for them.
+    workspace : Workspace, optional
+        Of its own where none is given.
 
     Notes
     -----
@@ -66,7 +88,14 @@ class IntegerAccumulator:
     """
 
     def __init__(
-        self, tiling: Tiling, pairs: Iterable[Pair], kernel: Kernel, *, wide: bool = False, block: int = 0
+        self,
+        tiling: Tiling,
+        pairs: Iterable[Pair],
+        kernel: Kernel,
+        *,
+        wide: bool = False,
+        block: int = 0,
+        workspace: "Workspace | None" = None,
     ) -> None:
         self._tiling, self._kernel, self._wide, self._block = tiling, kernel, wide, block
         self.count = 0
@@ -77,9 +106,7 @@ class IntegerAccumulator:
         self._middle = {j: self._vector(j, torch.float32).fill_(ORIGIN) for j in self._columns}
         self._about_mean = False
         self._piece = TALLEST
-        self._scratch = torch.empty(0)
-        self._square = torch.empty(0)
-        self._centred: dict[int, torch.Tensor] = {}  # kept from block to block: fresh memory costs page faults
+        self._workspace = workspace or Workspace()
 
     def _put(self, pair: Pair, product: torch.Tensor) -> None:
         """Add a product, which the kernel may overwrite afterwards, to its tile."""
@@ -139,11 +166,11 @@ class IntegerAccumulator:
     def _centre(self, index: int, panel: torch.Tensor) -> torch.Tensor:
         panel = panel.to(self._kernel.device, non_blocking=True)
         exact = self._kernel.dtype == torch.int8
-        kept = self._centred.get(index)
+        kept = self._workspace.centred.get(index)
         if kept is None or len(kept) < len(panel):
             shape = (max(len(panel), min(self._block, TALLEST)), panel.shape[1])
             kept = torch.empty(shape, dtype=torch.uint8 if exact else self._kernel.dtype, device=self._kernel.device)
-            self._centred[index] = kept
+            self._workspace.centred[index] = kept
         if exact:  # flipping the top bit subtracts 128
             return torch.bitwise_xor(panel, ORIGIN, out=kept[: len(panel)]).view(torch.int8)
         return torch.sub(panel, self._middle[index], out=kept[: len(panel)])
@@ -201,20 +228,20 @@ class IntegerAccumulator:
         total = torch.zeros(rows.shape[1], dtype=torch.int64, device=rows.device)
         for start in range(0, len(rows), ALWAYS):
             part = rows[start : start + ALWAYS]
-            if self._scratch.shape != part.shape:
-                self._scratch = torch.empty_like(part)
-            total += torch.mul(part, part, out=self._scratch).sum(dim=0).to(torch.int64)
+            if self._workspace.squares.shape != part.shape:
+                self._workspace.squares = torch.empty_like(part)
+            total += torch.mul(part, part, out=self._workspace.squares).sum(dim=0).to(torch.int64)
         return total, None
 
     def _product_with_itself(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the int32 product of (n, w) rows with themselves, zero below the bands; valid until the next one."""
         width = rows.shape[1]
-        if len(self._square) < width:
-            self._square = torch.zeros((width, width), dtype=torch.int32, device=rows.device)
+        if len(self._workspace.product) < width:
+            self._workspace.product = torch.zeros((width, width), dtype=torch.int32, device=rows.device)
         for start in range(0, width, BAND):
             band = slice(start, min(start + BAND, width))
-            self._square[band, start:width] = self._kernel.product(rows[:, band], rows[:, start:])
-        return self._square[:width, :width]
+            self._workspace.product[band, start:width] = self._kernel.product(rows[:, band], rows[:, start:])
+        return self._workspace.product[:width, :width]
 
     def take(self) -> tuple[int, npt.NDArray[np.int64], Iterator[tuple[Pair, Array]]]:
         """Return count, sum (d of the columns held, int64) and the int32 tiles, about 128, and start again from zero.

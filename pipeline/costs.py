@@ -29,7 +29,7 @@ DECODE_BYTES = 16
 TILE_COPIES = 8
 """Float64 tiles' worth that summing, moving, hashing and writing tiles hold at a time (measured)."""
 TRANSFER = 10 << 20
-"""Bytes of encoded samples a decode thread holds at most: two batches and the chunks that they are views of."""
+"""Bytes of encoded samples a decoder holds at most: its batches, their copies, and the chunks that they lie in."""
 READ_SECONDS = 1.2e-5
 """What a sample takes beside its decoding: its headers are read and it is handed over (measured)."""
 FORK_SECONDS = 0.4

@@ -96,11 +96,16 @@ def choose_kernel(device: torch.device, name: str = "") -> Kernel:
     return max(exact, key=rate_of)
 
 
-@cache
 def kernel_of(device: str, name: str = "") -> Kernel:
     """Return the proven kernel of the device of this name; proof and choice run once a process."""
-    usual = kernel_of(device) if name else choose_kernel(choose_device(device))
-    return usual if name in {"", usual.name} else choose_kernel(usual.device, name)
+    chosen = str(choose_device(device))
+    usual = _kernel_of(chosen, "")
+    return usual if name in {"", usual.name} else _kernel_of(chosen, name)
+
+
+@cache
+def _kernel_of(device: str, name: str) -> Kernel:
+    return choose_kernel(torch.device(device), name)
 
 
 def rate_of(kernel: Kernel, rows: int = ROWS_ALWAYS_EXACT, width: int = 512) -> float:

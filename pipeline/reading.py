@@ -184,7 +184,7 @@ class BlockReader:
         self._pending.append((filling, tally, first))
         tally.used += len(now)
         filling.rows += len(now)
-        while decoders.is_full:
+        while decoders.is_full:  # never down to the batch just started, which `filling` is not handed on without
             self._settle(decoders)
         return rest
 

@@ -17,7 +17,7 @@ from tilecov.storage.stagedrows import StagedRows
 from tilecov.storage.tiles import TileMatrix, open_group
 from tilecov.storage.tiling import Tiling
 
-from .accumulate import Accumulator, FloatAccumulator, IntegerAccumulator, Pair, panels_of
+from .accumulate import Accumulator, FloatAccumulator, IntegerAccumulator, Pair, Workspace, panels_of
 from .ahead import ahead
 from .bounds import ORIGIN
 from .costs import BLOCKS, blocks_beside_products
@@ -77,10 +77,13 @@ class Task:
         """How the columns are cut."""
         return Tiling(self.spec.size, self.tile)
 
-    def accumulator(self, pairs: Iterator[Pair], *, wide: bool = False, block: int = 0) -> Accumulator:
+    def accumulator(
+        self, pairs: Iterator[Pair], *, wide: bool = False, block: int = 0, workspace: Workspace | None = None
+    ) -> Accumulator:
         """Return an empty accumulator of these tiles, for rows of this kind."""
         if self.spec.kind == "uint8":
-            return IntegerAccumulator(self.tiling, pairs, kernel_of(self.device, self.kernel), wide=wide, block=block)
+            kernel = kernel_of(self.device, self.kernel)
+            return IntegerAccumulator(self.tiling, pairs, kernel, wide=wide, block=block, workspace=workspace)
         if self.origin is None:
             raise ValueError("float rows are summed about an origin and none was given")
         origin = Partial(self.folder.folder(self.origin["prefix"])).read(self.origin["mean"])
@@ -179,6 +182,7 @@ class _Parts:
         self._sums: dict[str, Accumulator] = {}
         self._norms: dict[str, NormsSum] = {}
         self._written: list[Record] = []
+        self._workspace = Workspace()  # of all groups, as the plan counts it
 
     def add(self, label: str, rows: npt.NDArray[Any]) -> None:
         accumulator = self._sums.get(label) or self._begin(label)
@@ -194,7 +198,9 @@ class _Parts:
                 f"group {label!r} is the {len(self._sums) + 1}th and memory was kept for {self._task.max_groups}; "
                 "raise --max-groups, or choose a coarser --group-by"
             )
-        self._sums[label] = self._task.accumulator(self._task.tiling.upper(), block=self._task.block_rows)
+        self._sums[label] = self._task.accumulator(
+            self._task.tiling.upper(), block=self._task.block_rows, workspace=self._workspace
+        )
         return self._sums[label]
 
     def _write(self, label: str, accumulator: Accumulator) -> None:

@@ -12,6 +12,7 @@ from tilecov.pipeline.accumulate import (
     ORIGIN,
     FloatAccumulator,
     IntegerAccumulator,
+    Workspace,
     panels_of,
 )
 from tilecov.pipeline.device import Kernel, choose_kernel, int8_product, is_exact, kernels
@@ -283,3 +284,22 @@ def test_rows_far_from_the_first_block_are_exact(kernel: Kernel, pairs: list[tup
     assert {pair: int(tile[0, 0]) for pair, tile in tiles} == {(i, j): int(y[:, i] @ y[:, j]) for i, j in pairs}
     accumulator.add(panels_of(torch.tensor(rows[:3]), tiling))  # and about their own mean again
     assert [int(tile[0, 0]) for _, tile in accumulator.take()[2]] == [3 * 128**2] * len(pairs)
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+def test_accumulators_in_turn_share_their_memory(kernel: Kernel) -> None:
+    """As groups do; the plan counts the block made ready for the products once."""
+    tiling, workspace = Tiling(7, 4), Workspace()
+    groups = [np.random.default_rng(seed).integers(0, 256, (400, 7), np.uint8) for seed in range(5)]
+    shared = [IntegerAccumulator(tiling, tiling.upper(), kernel, block=400, workspace=workspace) for _ in groups]
+    for start in (0, 300, 350):
+        stop = {0: 300, 300: 350, 350: 400}[start]
+        for accumulator, rows in zip(shared, groups, strict=True):
+            accumulator.add(panels_of(torch.tensor(rows[start:stop]), tiling))
+    assert [len(block) for block in workspace.centred.values()] == [400, 400]
+    for accumulator, rows in zip(shared, groups, strict=True):
+        (count, sums, tiles), (_, wanted_sums, wanted) = accumulator.take(), accumulate(rows, tiling, kernel).take()
+        assert count == len(rows)
+        assert np.array_equal(sums, wanted_sums)
+        for (pair, tile), (_, other) in zip(tiles, wanted, strict=True):
+            assert np.array_equal(tile, other), pair
