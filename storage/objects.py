@@ -173,6 +173,13 @@ class Folder:
         else:
             self._ask(lambda: self.fs.pipe_file(self.path(name), bytes(data)))
 
+    def _holds(self, name: str, data: bytes) -> bool:
+        """Return whether file ``name`` is there and holds ``data``; who has made another may have removed it since."""
+        try:
+            return self.read(name) == data
+        except FileNotFoundError:
+            return False
+
     def create(self, name: str, data: bytes) -> None:
         """Write file ``name`` if there is none; FileExistsError otherwise, also when two writers try at once.
 
@@ -184,7 +191,7 @@ class Folder:
             except OSError as error:
                 if not isinstance(error, FileExistsError) and status_of(error) != PRECONDITION_FAILED:
                     raise
-                if self.read(name) != data:  # else it was made by a try whose answer was lost
+                if not self._holds(name, data):  # else it was made by a try whose answer was lost
                     raise FileExistsError(f"{self.url}/{name} is there already") from error
             return
         target = Path(self.path(name))

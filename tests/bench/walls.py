@@ -1,6 +1,6 @@
 """Where the time of a whole job goes, stage by stage, beside what no program that does the same could go below.
 
-Usage: walls.py [--data FOLDER] [--out FILE] [--quick]
+Usage: walls.py [--data FOLDER] [--out FILE] [--rounds N] [--quick]
 
 Three jobs: 28 x 28 gray, 32 x 32 and 64 x 64 RGB, full rank. A stage's wall is made of what was measured here, in the
 same minute, by itself: decoding pictures that lie in memory on all cores, bare int8 and float32 products, LAPACK alone,
@@ -31,7 +31,8 @@ from tilecov.pipeline.machine import cores
 from tilecov.pipeline.rows import RowSpec
 from tilecov.pipeline.shards import samples
 
-ROUNDS = 3
+TIMES = 3
+"""A wall is measured so often; medians count."""
 SIZES = ((28, 1, 60_000), (32, 3, 50_000), (64, 3, 15_000))
 QUICK = ((8, 1, 200),)
 PICTURES = 4_000
@@ -52,7 +53,7 @@ class Wall:
     made_of: str
 
 
-def seconds_of(work: Callable[[], Any], times: int = ROUNDS) -> float:
+def seconds_of(work: Callable[[], Any], times: int = TIMES) -> float:
     """Return the median time of a few calls."""
     found = []
     for _ in range(times):
@@ -112,7 +113,7 @@ def walls(side: int, channels: int, count: int, shards: list[str], folder: Path)
     matrix = torch.randn((size, size // 2))
     matrix = matrix @ matrix.T
     whole = matrix.double() if size <= 1536 else matrix
-    lapack = seconds_of(lambda: torch.linalg.eigh(whole), 1 if size > 10_000 else ROUNDS)
+    lapack = seconds_of(lambda: torch.linalg.eigh(whole), 1 if size > 10_000 else TIMES)
     decoding, products = count / decoded, 2 * count * entries / int8
 
     def written(size_in_bytes: float) -> float:
@@ -131,12 +132,12 @@ def walls(side: int, channels: int, count: int, shards: list[str], folder: Path)
     }
 
 
-def profile(side: int, channels: int, count: int, scale: Scale) -> str:
+def profile(side: int, channels: int, count: int, scale: Scale, rounds: int) -> str:
     """Return the table of one job."""
     shards = scale.shards(count, side, channels)
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(dir=scale.data) as folder:
-        for number in range(1 if scale.quick or side > 32 else ROUNDS):
+        for number in range(1 if side > 32 else rounds):
             started = time.perf_counter()
             out = Path(folder) / f"run-{number}"
             manifest = run(Job(shards=tuple(shards), resolution=side, channels=channels, out=str(out)))
@@ -163,11 +164,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("bench/data"), help="where shards are made and kept")
     parser.add_argument("--out", type=Path, help="a file for the page")
+    parser.add_argument("--rounds", type=int, default=3, help="of each job but the largest, which takes minutes")
     parser.add_argument("--quick", action="store_true", help="one tiny job: shows that all of it runs")
     options = parser.parse_args()
     options.data.mkdir(parents=True, exist_ok=True)
     scale = Scale(options.data.resolve(), options.quick)
-    run_of = [profile(*size, scale) for size in (QUICK if options.quick else SIZES)]
+    run_of = [profile(*size, scale, options.rounds) for size in (QUICK if options.quick else SIZES)]
     page = f"# Whole jobs and their walls\n\n{machine()}\n\n" + "\n".join(run_of)
     sys.stdout.write(page)
     if options.out:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from buckets import NEW, OLD, folder_anywhere  # noqa: F401  (the fixture `folder`)
@@ -163,6 +164,23 @@ def test_create_respects_what_write_wrote(folder: Folder) -> None:
     with pytest.raises(FileExistsError):
         folder.create("a", b"second")
     assert folder.read("a") == b""
+
+
+def test_what_another_creator_removed_again_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store refuses, and what it refused for is gone before it can be looked at."""
+    folder = Folder("memory://removed-again")
+    folder.write("a", b"first")
+    refuse = folder.fs.pipe_file
+
+    def refused(path: str, data: bytes, **how: Any) -> None:
+        try:
+            refuse(path, data, **how)
+        finally:
+            folder.remove("a")
+
+    monkeypatch.setattr(folder.fs, "pipe_file", refused)
+    with pytest.raises(FileExistsError, match="is there already"):
+        folder.create("a", b"second")
 
 
 def test_one_of_eight_creators_wins(local: Folder) -> None:
