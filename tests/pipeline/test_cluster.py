@@ -24,10 +24,6 @@ from tilecov.pipeline.executors import _devices, executor_of, run_all, worker_en
 from tilecov.pipeline.observer import Observer
 from tilecov.storage.retries import Retry, retry, telling
 
-# Dask leaves its connections to a scheduler that died to the garbage collector.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
-)
 memories = ClusterExecutor.memories
 LONG = 120.0  # seconds after which something that should happen has not
 INTERRUPTIBLE = ("env", "--default-signal=INT", sys.executable)
