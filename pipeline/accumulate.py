@@ -95,7 +95,7 @@ class IntegerAccumulator:
         *,
         wide: bool = False,
         block: int = 0,
-        workspace: "Workspace | None" = None,
+        workspace: Workspace | None = None,
     ) -> None:
         self._tiling, self._kernel, self._wide, self._block = tiling, kernel, wide, block
         self.count = 0

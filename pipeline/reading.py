@@ -200,7 +200,7 @@ class BlockReader:
             filling.holes.append(first + index)
             tally.used -= 1
             tally.skipped.append((key, reason))
-        if filling.is_full and not any(other is filling for other, _, _ in self._pending):
+        if filling.is_full and not (self._pending and self._pending[0][0] is filling):
             self._full.put(filling.close())
 
     def _settle_all(self, decoders: Decoders) -> None:

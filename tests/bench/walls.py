@@ -28,8 +28,9 @@ from tilecov.pipeline import Job, run
 from tilecov.pipeline.costs import upper_entries
 from tilecov.pipeline.device import kernel_of, rate_of
 from tilecov.pipeline.machine import cores
+from tilecov.pipeline.methods import QUICK as FLOAT64_UP_TO
 from tilecov.pipeline.rows import RowSpec
-from tilecov.pipeline.shards import samples
+from tilecov.pipeline.shards import Sample, samples
 
 TIMES = 3
 """A wall is measured so often; medians count."""
@@ -68,7 +69,7 @@ def decode_rate(shards: list[str], side: int, channels: int) -> float:
     spec, some = RowSpec(channels, side, ("png",), "uint8", 1 << 28), []
     for shard in shards:
         with Path(shard).open("rb") as stream:
-            some += [item for item in samples(stream, ("png",), max_bytes=1 << 28) if hasattr(item, "data")]
+            some += [item for item in samples(stream, ("png",), max_bytes=1 << 28) if isinstance(item, Sample)]
         if len(some) >= PICTURES:
             break
     row, processes = np.empty(spec.size, np.uint8), cores()
@@ -112,7 +113,7 @@ def walls(side: int, channels: int, count: int, shards: list[str], folder: Path)
     decoded = decode_rate(shards, side, channels)
     matrix = torch.randn((size, size // 2))
     matrix = matrix @ matrix.T
-    whole = matrix.double() if size <= 1536 else matrix
+    whole = matrix.double() if size <= FLOAT64_UP_TO else matrix
     lapack = seconds_of(lambda: torch.linalg.eigh(whole), 1 if size > 10_000 else TIMES)
     decoding, products = count / decoded, 2 * count * entries / int8
 

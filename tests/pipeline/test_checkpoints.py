@@ -29,6 +29,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+@pytest.fixture(name="run")
+def run_folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(Folder(str(tmp_path)))
+
+
 def progress(basis: torch.Tensor, passes: int) -> Progress:
     return Progress(basis, torch.full((len(basis), 2), float(passes)), torch.arange(2.0), passes=passes)
 
@@ -42,8 +47,8 @@ def assert_kept(run: RunFolder, basis: torch.Tensor, passes: int) -> None:
     assert found.passes == passes
 
 
-def test_passes_that_are_skipped_are_in_the_next_save(tmp_path: Path, clock: Clock) -> None:
-    run, rows = RunFolder(Folder(str(tmp_path))), torch.rand((40, 3))
+def test_passes_that_are_skipped_are_in_the_next_save(run: RunFolder, clock: Clock) -> None:
+    rows = torch.rand((40, 3))
     state = KrylovState(run, 10.0)
     state.save(progress(rows[:5], 1), 0)
     assert KrylovState(run, 10.0).load() is None  # it began a moment ago
@@ -58,8 +63,8 @@ def test_passes_that_are_skipped_are_in_the_next_save(tmp_path: Path, clock: Clo
     assert_kept(run, rows[:30], 4)
 
 
-def test_a_restart_of_the_basis_that_is_skipped_is_saved_too(tmp_path: Path, clock: Clock) -> None:
-    run, rows, turned = RunFolder(Folder(str(tmp_path))), torch.rand((40, 3)), torch.rand((20, 3))
+def test_a_restart_of_the_basis_that_is_skipped_is_saved_too(run: RunFolder, clock: Clock) -> None:
+    rows, turned = torch.rand((40, 3)), torch.rand((20, 3))
     state = KrylovState(run, 10.0)
     clock.now = 10.0
     state.save(progress(rows[:30], 1), 0)
@@ -70,8 +75,8 @@ def test_a_restart_of_the_basis_that_is_skipped_is_saved_too(tmp_path: Path, clo
     assert_kept(run, turned[:15], 3)
 
 
-def test_a_resumed_run_adds_to_what_was_saved(tmp_path: Path, clock: Clock) -> None:
-    run, rows, turned = RunFolder(Folder(str(tmp_path))), torch.rand((40, 3)), torch.rand((20, 3))
+def test_a_resumed_run_adds_to_what_was_saved(run: RunFolder, clock: Clock) -> None:
+    rows, turned = torch.rand((40, 3)), torch.rand((20, 3))
     first = KrylovState(run, 0.0)
     first.save(progress(rows[:10], 1), 0)
     second = KrylovState(run, 10.0)
@@ -88,8 +93,7 @@ def test_a_resumed_run_adds_to_what_was_saved(tmp_path: Path, clock: Clock) -> N
     assert KrylovState(run, 10.0).load() is None
 
 
-def test_nothing_is_left_where_nothing_was_saved(tmp_path: Path, clock: Clock) -> None:
-    run = RunFolder(Folder(str(tmp_path)))
+def test_nothing_is_left_where_nothing_was_saved(tmp_path: Path, run: RunFolder, clock: Clock) -> None:
     state = KrylovState(run, 10.0)
     state.save(progress(torch.rand((5, 3)), 1), 0)
     state.forget()
