@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,8 +61,7 @@ def go_on(job: Job, shards: tuple[Shard, ...], folder: RunFolder, begin: Any, ob
         if manifest["state"] == "complete":
             _check_shards(manifest, shards, folder)
             observer.note(f"already complete: {folder.url}")
-            if not folder.root.exists(REPORT):  # killed before it was written
-                _report(folder, observer)
+            _tidy(folder, observer)
             return manifest
     try:
         with lease(folder.root):
@@ -273,6 +273,16 @@ def _carry_out(
     folder.save(manifest)
     _report(folder, observer)
     return manifest
+
+
+def _tidy(folder: RunFolder, observer: Observer) -> None:
+    """Do what is left to do where a process was killed after it had called its run complete."""
+    if folder.root.exists(LEASE):
+        # Where it is held, its owner lives and writes the report; where it cannot be removed, it is in nobody's way.
+        with suppress(LeaseHeldError, OSError), lease(folder.root):
+            pass
+    if not folder.root.exists(REPORT):
+        _report(folder, observer)
 
 
 def _report(folder: RunFolder, observer: Observer) -> None:

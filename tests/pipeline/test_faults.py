@@ -24,6 +24,7 @@ from tilecov.pipeline.errors import OtherJobError
 from tilecov.pipeline.merge import merge
 from tilecov.pipeline.synth import synth
 from tilecov.pipeline.verify import verify
+from tilecov.storage.lease import NAME as LEASE
 from tilecov.storage.objects import Folder
 from tilecov.storage.runs import REPORT, WORK, RunFolder
 
@@ -97,13 +98,14 @@ def test_lost_work_is_read_again(tmp_path: Path, strategy: Strategy, monkeypatch
 def test_a_crash_at_the_very_end_leaves_nothing_undone(
     tmp_path: Path, method: str, at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that is called complete has nothing left to clear away, and gets the report that it still lacks."""
+    """A run that is called complete gets the report that it still lacks, and loses the lease of a process killed."""
     paths = tuple(str(path) for path in write_shards(tmp_path / "shards", random_images(24, 4), 2))
     job = Job(shards=paths, resolution=4, rank=4, out=str(tmp_path / "run"))
-    original = getattr(Folder, method)
+    original, lease, held = getattr(Folder, method), tmp_path / "run" / LEASE, {}
 
     def crashing(self: Folder, name: str = "") -> Any:
         if name == at:
+            held.update(json.loads(lease.read_bytes()))
             raise Crash
         return original(self, name)
 
@@ -111,10 +113,12 @@ def test_a_crash_at_the_very_end_leaves_nothing_undone(
     with pytest.raises(Crash):
         run(job)
     monkeypatch.setattr(Folder, method, original)
+    lease.write_text(json.dumps({**held, "started": "1"}))  # kill -9 leaves it, and its process is gone
     assert not (tmp_path / "run" / REPORT).exists()
     assert run(job)["state"] == "complete"
     assert not (tmp_path / "run" / WORK).exists()
     assert (tmp_path / "run" / REPORT).exists()
+    assert not lease.exists()
     assert verify(RunFolder(Folder(str(tmp_path / "run"))))[1] == []
 
 
