@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Manifest = dict[str, Any]
 
+_TIDY_TRIES, _TIDY_PAUSE = 4, 0.5
+"""How often, and after how many seconds, one looks again at a complete run that somebody holds."""
+
 
 def run(job: Job, observer: Observer | None = None) -> Manifest:
     """Do ``job`` and return the run's manifest (the content of run.json).
@@ -277,10 +280,13 @@ def _carry_out(
 
 def _tidy(folder: RunFolder, observer: Observer) -> None:
     """Do what is left to do where a process was killed after it had called its run complete."""
-    if folder.root.exists(LEASE):
-        # Where it is held, its owner lives and writes the report; where it cannot be removed, it is in nobody's way.
+    tries = _TIDY_TRIES
+    while tries and folder.root.exists(LEASE):
+        # Its owner may be at the report, or about to be gone; where it cannot be removed, it is in nobody's way.
         with suppress(LeaseHeldError, OSError), lease(folder.root):
-            pass
+            break
+        tries -= 1
+        time.sleep(_TIDY_PAUSE)
     if not folder.root.exists(REPORT):
         _report(folder, observer)
 

@@ -101,11 +101,16 @@ def _is_gone(held: dict[str, Any]) -> bool:
 
 
 def _started(pid: int) -> str:
-    """Return when a process of this machine began, in the kernel's ticks since the boot; nothing where it is gone."""
+    """Return when a process of this machine began, in the kernel's ticks since the boot; nothing where it is gone.
+
+    One that has ended and that its parent has not asked after yet (Z), as init may leave an orphan for seconds or a
+    container's first process for ever, is gone.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return ""
+    return "" if state in "ZX" else fields[18]
 
 
 def _keep(folder: Folder, owner: dict[str, Any], lifetime: float, renewal: float, stop: threading.Event) -> None:

@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,6 +43,19 @@ def test_a_dead_process_of_this_machine_does_not_block(tmp_path: Path) -> None:
     write(tmp_path, pid=2**22 + 1)  # above the largest process id
     with lease(Folder(str(tmp_path))):
         pass
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
+def test_a_dead_process_that_nobody_has_asked_after_does_not_block(tmp_path: Path) -> None:
+    """As an orphan whose init is slow: it still has its number and its start."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays to be waited for
+    held = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    assert held[0] == "Z"
+    write(tmp_path, pid=process.pid, started=held[19])
+    with lease(Folder(str(tmp_path))):
+        pass
+    process.wait()
 
 
 def test_a_dead_process_whose_number_another_has_does_not_block(tmp_path: Path) -> None:
