@@ -280,12 +280,12 @@ def _carry_out(
 
 def _tidy(folder: RunFolder, observer: Observer) -> None:
     """Do what is left to do where a process was killed after it had called its run complete."""
-    tries = _TIDY_TRIES
-    while tries and folder.root.exists(LEASE):
+    for _ in range(_TIDY_TRIES):
+        if not folder.root.exists(LEASE):
+            break
         # Its owner may be at the report, or about to be gone; where it cannot be removed, it is in nobody's way.
         with suppress(LeaseHeldError, OSError), lease(folder.root):
             break
-        tries -= 1
         time.sleep(_TIDY_PAUSE)
     if not folder.root.exists(REPORT):
         _report(folder, observer)
