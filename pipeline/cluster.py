@@ -105,6 +105,7 @@ class ClusterExecutor(Executor):
 
     def __init__(self, client: Any, address: str, patience: float = PATIENCE) -> None:
         self._client, self._address, self._patience = client, address, patience
+        self._stream = client.scheduler_comm
         self._topic = f"tilecov-{uuid4().hex}"  # a scheduler may serve other jobs too
         # A task that fails would fail again: stores have retries of their own. Lost workers are counted apart.
         self._inner = client.get_executor(pure=False, retries=0)
@@ -203,9 +204,10 @@ class ClusterExecutor(Executor):
             return len(self._client.sync(self._client.scheduler.ncores, callback_timeout=ANSWER))
 
     def _is_connected(self) -> bool:
-        # A scheduler that ends in good order closes the stream, and the client neither notices nor connects again.
+        # A scheduler that ends in good order closes the stream, and the client neither notices nor connects again. One
+        # that was killed and started again is another, which knows no task of ours, and has a stream of its own.
         stream = self._client.scheduler_comm
-        return bool(self._client.status == "running" and stream is not None and not stream.comm.closed())
+        return bool(self._client.status == "running" and stream is self._stream and not stream.comm.closed())
 
     @contextmanager
     def _answering(self) -> Iterator[None]:

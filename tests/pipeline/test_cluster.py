@@ -20,7 +20,7 @@ from tilecov.pipeline import Job, plan, run
 from tilecov.pipeline.cli import run_safely
 from tilecov.pipeline.cluster import ClusterExecutor, refuse_others, versions_here
 from tilecov.pipeline.errors import ClusterError
-from tilecov.pipeline.executors import _devices, executor_of, run_all, worker_environments
+from tilecov.pipeline.executors import executor_of, run_all
 from tilecov.pipeline.observer import Observer
 from tilecov.storage.retries import Retry, retry, telling
 
@@ -212,39 +212,6 @@ def test_no_scheduler_is_one_line_and_exit_1(
     )
 
 
-@pytest.mark.parametrize(
-    ("workers", "devices", "expected"),
-    [
-        (2, [], [None, None]),
-        (2, ["0", "1", "2"], ["0", "1"]),
-        (3, ["4", "GPU-7"], ["4", "GPU-7", "4"]),
-    ],
-)
-def test_each_worker_has_one_device(workers: int, devices: list[str], expected: list[str | None]) -> None:
-    assert [each.get("CUDA_VISIBLE_DEVICES") for each in worker_environments(workers, devices)] == expected
-
-
-@pytest.mark.parametrize(
-    ("device", "visible", "found", "expected"),
-    [
-        ("auto", None, 2, ["0", "1"]),
-        ("cuda", "3,5", 2, ["3", "5"]),
-        ("auto", "3, 5,-1,6", 2, ["3", "5"]),
-        ("auto", None, 0, []),
-        ("cpu", None, 2, []),
-        ("cuda:1", None, 2, []),
-    ],
-)
-def test_devices_that_are_shared_out(
-    device: str, visible: str | None, found: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch.cuda.device_count", lambda: found)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert list(_devices(Job(shards=("x.tar",), resolution=4, device=device))) == expected
-
-
 def other_versions(folder: Path) -> str:
     """Return a folder whose imports come first and make zarr another version."""
     there = folder / "other" / "zarr-0.0.1.dist-info"
@@ -311,6 +278,20 @@ def test_a_lost_scheduler_ends_the_run_and_the_same_command_resumes(
     watch = Watch(1, lambda: read.append(watch.left))
     assert run(job, watch)["moments_digest"] == expected_of(tmp_path, job)
     assert read[0] <= -1  # what was committed before counts: two shards at least at once
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_was_started_again_is_another(tmp_path: Path, cluster: Cluster) -> None:
+    import distributed
+
+    with distributed.Client(cluster.address, set_as_default=False, timeout=LONG) as client:
+        before: Any = client.scheduler_comm
+        executor = ClusterExecutor(client, cluster.address)
+        cluster.restart_scheduler(signal.SIGKILL)
+        until(lambda: client.status == "running" and client.scheduler_comm not in {None, before})
+        cluster.worker()
+        with pytest.raises(ClusterError, match=rf"{cluster.address} was lost.*the same command goes on"):
+            executor.slots(print)
 
 
 @pytest.mark.slow
