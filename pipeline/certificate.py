@@ -2,13 +2,11 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from tilecov.storage.tiling import Tiling
@@ -16,6 +14,7 @@ from tilecov.storage.tiling import Tiling
 from .shrinkage import trace_and_squares
 from .svd.direct import SymmetricTiles
 from .svd.dual import Rows, centred
+from .vectors import Array, Room, Slabs, Vectors, add_product, strips
 
 RESIDUAL_LIMIT = 3e-5
 ORTHOGONALITY_LIMIT = 1e-5
@@ -26,10 +25,6 @@ _STRIP = 1024
 """Rows of ``U^T U`` that are summed together: half of it, the lower triangle, is left out strip by strip."""
 _DEEPEST = 4
 """Slabs of U that one product takes at the most."""
-
-Array = npt.NDArray[Any]
-Slabs = Callable[[], Iterator[tuple[slice, Array]]]
-"""Yields (rows, (n, k) values) of U from the first row to the last, anew at each call, in steps of the tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +95,7 @@ class Source(Protocol):
     def norms(self) -> tuple[float, float]:
         """Return the trace and the Frobenius norm."""
 
-    def residuals(self, slabs: Slabs, values: Array, budget: int) -> Iterator[float]:
+    def residuals(self, vectors: Vectors, values: Array) -> Iterator[float]:
         """Yield parts of the squared Frobenius norm of ``S U - U diag(LA)``."""
 
 
@@ -125,27 +120,39 @@ class OverTiles:
         trace, squares = trace_and_squares(self.matrix)
         return trace, math.sqrt(squares)
 
-    def residuals(self, slabs: Slabs, values: Array, budget: int) -> Iterator[float]:
+    def residuals(self, vectors: Vectors, values: Array) -> Iterator[float]:
         """Yield the squared norm of ``S U - U diag(LA)``, a band of tile rows at a time."""
-        matrix, tiling, scale = self.matrix, self.matrix.tiling, torch.tensor(values, dtype=torch.float64)
+        tiling, scale = self.matrix.tiling, torch.tensor(values, dtype=torch.float64)
         slab = 4 * tiling.tile * max(1, len(values))
-        deep = _depth(budget, slab)
-        step = max(1, (budget - (2 * deep + 1) * slab) // (2 * slab))  # of float64, beside the slabs and one product
+        deep = _depth(vectors, slab)
+        # Going over U again costs a pass where it is not held, so as many rows of float64 as there is room for.
+        step = 1 if vectors.is_held else max(1, (vectors.left - (deep - 1) * slab) // (2 * slab))
+        rest = torch.empty((min(step * tiling.tile, tiling.size), len(values)), dtype=torch.float64)
+        read, multiplied = Room(), Room()
         for first in range(0, len(tiling), step):
             band = range(first, min(first + step, len(tiling)))
-            rest = [torch.zeros((tiling.width(i), len(values)), dtype=torch.float64) for i in band]
-            at = 0
-            for rows, columns in _grouped(slabs, deep):
-                depth = range(at, at + -(-len(columns) // tiling.tile))
-                at = depth.stop
-                for total, i in zip(rest, band, strict=True):
-                    # A few tiles deep, a product in the slab's own precision rounds far below the limits.
-                    tiles = [torch.from_numpy(np.ascontiguousarray(matrix.read(i, j))) for j in depth]
-                    total.add_(torch.cat(tiles, dim=1).to(columns.dtype) @ columns)
-                    if i in depth:
-                        own = tiling.span(i)
-                        total.sub_(columns[own.start - rows.start : own.stop - rows.start] * scale)
-            yield from (float(torch.sum(total.square_())) for total in rest)
+            start = tiling.span(first).start
+            whole = rest[: tiling.span(band[-1]).stop - start].zero_()
+            for rows, columns in vectors.groups(deep):
+                for i in band:
+                    own = tiling.span(i)
+                    total = whole[own.start - start : own.stop - start]
+                    # A few tiles deep, a product in U's own precision rounds far below the limits.
+                    strip = read.take(len(total), len(columns), columns.dtype)
+                    self._read(i, rows, strip)
+                    add_product(total, strip, columns, multiplied)
+                    if rows.start <= own.start < rows.stop:
+                        same = columns[own.start - rows.start : own.stop - rows.start]
+                        for part in strips(total):
+                            total[part].sub_(same[part] * scale)
+            yield float(torch.sum(whole.square_()))
+
+    def _read(self, i: int, columns: slice, strip: torch.Tensor) -> None:
+        """Read tile row ``i`` of these columns, whole tiles, into ``strip``."""
+        tiling = self.matrix.tiling
+        for j in range(columns.start // tiling.tile, -(-columns.stop // tiling.tile)):
+            span = tiling.span(j)
+            strip.numpy()[:, span.start - columns.start : span.stop - columns.start] = self.matrix.read(i, j)
 
 
 @dataclass(frozen=True)
@@ -172,34 +179,33 @@ class OverRows:
         """Return the trace and the Frobenius norm."""
         return self.trace, self.frobenius
 
-    def residuals(self, slabs: Slabs, values: Array, budget: int) -> Iterator[float]:
+    def residuals(self, vectors: Vectors, values: Array) -> Iterator[float]:
         """Yield the squared norm of ``S U - U diag(LA)``: two passes over the rows and U for a band of U's columns.
 
-        The band, (N, columns) in float64 with a copy in the slabs' precision, is what the budget allows.
+        The band, (N, columns) in float64 with a copy in U's precision, is what the budget allows.
         """
-        width = max(1, min(len(values), budget // (2 * 8 * self.rows.count)))
+        width = max(1, min(len(values), vectors.left // (2 * 8 * self.rows.count)))
         for start in range(0, len(values), width):
             band = slice(start, start + width)
             scale = torch.tensor(values[band], dtype=torch.float64)
-            product = self._product(slabs, band, len(scale))
-            for block, y in self._pairs(slabs, band):
+            product = self._product(vectors, band, len(scale))
+            for block, y in self._pairs(vectors, band):
                 rest = (y.T @ product).double().sub_(block * scale)
                 yield float(torch.sum(rest * rest))
 
-    def _product(self, slabs: Slabs, band: slice, width: int) -> torch.Tensor:
+    def _product(self, vectors: Vectors, band: slice, width: int) -> torch.Tensor:
         """Return ``scale^2 Yc U / (N - 1)`` for a band of U's columns, (N, width), in the precision of U."""
         total, dtype = torch.zeros((self.rows.count, width), dtype=torch.float64), torch.float64
-        for block, y in self._pairs(slabs, band):
+        for block, y in self._pairs(vectors, band):
             total.add_(y @ block)
             dtype = block.dtype
         # Its columns differ in size as LA do, but each is rounded by itself.
         return total.mul_(self.rows.scale**2 / (self.rows.count - 1)).to(dtype)
 
-    def _pairs(self, slabs: Slabs, band: slice) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _pairs(self, vectors: Vectors, band: slice) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (width, columns) of U and (N, width) of the centred rows, in the precision of U."""
-        for (_, slab), (_, y) in zip(slabs(), centred(self.rows, torch.device("cpu")), strict=True):
-            block = torch.tensor(slab[:, band])
-            yield block, y.to(block.dtype)
+        for (_, slab), (_, y) in zip(vectors.groups(1), centred(self.rows, torch.device("cpu")), strict=True):
+            yield slab[:, band], y.to(slab.dtype)
 
 
 def measure(matrix: SymmetricTiles, slabs: Slabs, values: Array, budget: int) -> Certificate:
@@ -219,7 +225,7 @@ def certify(source: Source, slabs: Slabs, values: Array, budget: int, *, complet
     values : array
         LA, (k,).
     budget : int
-        Bytes that bands may take beside one slab and one tile of S or of the rows.
+        Bytes that U or bands may take beside a few slabs and a few tiles of S or of the rows.
     complete : bool
         Whether all eigenvalues left out are numerically zero, so that LA must add up to the trace although k < d.
     """
@@ -227,8 +233,9 @@ def certify(source: Source, slabs: Slabs, values: Array, budget: int, *, complet
     whole = complete or rank == size
     largest = float(values.max(initial=0.0))
     trace, frobenius = source.norms()
-    residual = math.sqrt(sum(source.residuals(slabs, values, budget)))
-    orthogonality = orthogonality_of(slabs, rank, budget)
+    vectors = Vectors(slabs, size, rank, budget)
+    residual = math.sqrt(sum(source.residuals(vectors, values)))
+    orthogonality = _orthogonality(vectors, rank)
     total, norm = float(values.sum(dtype=np.float64)), float(np.linalg.norm(values.astype(np.float64)))
     smallest = float(values.min(initial=math.inf))
     return Certificate(
@@ -244,9 +251,13 @@ def certify(source: Source, slabs: Slabs, values: Array, budget: int, *, complet
     )
 
 
-def orthogonality_of(slabs: Slabs, rank: int, budget: int) -> float:
-    """Return ``||U^T U - I||_F / sqrt(k)``; the parameters are those of ``certify``."""
-    return math.sqrt(sum(_deviations(slabs, rank, budget)) / max(1, rank))
+def orthogonality_of(slabs: Slabs, size: int, rank: int, budget: int) -> float:
+    """Return ``||U^T U - I||_F / sqrt(k)`` of U (d, k); the parameters are those of ``certify``."""
+    return _orthogonality(Vectors(slabs, size, rank, budget), rank)
+
+
+def _orthogonality(vectors: Vectors, rank: int) -> float:
+    return math.sqrt(sum(_deviations(vectors, rank)) / max(1, rank))
 
 
 def _ratio(error: float, scale: float) -> float:
@@ -254,38 +265,27 @@ def _ratio(error: float, scale: float) -> float:
     return error / scale if scale > 0 else error
 
 
-def _deviations(slabs: Slabs, rank: int, budget: int) -> Iterator[float]:
-    """Yield the squared norm of ``U^T U - I``, strip by strip of its rows; a pass for as many as the budget allows."""
-    width = max(1, min(rank, _STRIP, budget // (3 * 8 * max(1, rank))))
-    strips = deque(Tiling(rank, width).spans() if rank else ())
-    while strips:
+def _deviations(vectors: Vectors, rank: int) -> Iterator[float]:
+    """Yield the squared norm of ``U^T U - I``, strip by strip of its rows; a pass for as many as there is room for."""
+    width = max(1, min(rank, _STRIP, vectors.left // (3 * 8 * max(1, rank)) if not vectors.is_held else _STRIP))
+    todo, room = deque(Tiling(rank, width).spans() if rank else ()), Room()
+    while todo:
         grams: list[tuple[slice, torch.Tensor]] = []
-        left = budget // 2
-        while strips and (not grams or left >= 8 * width * (rank - strips[0].start)):
-            columns = strips.popleft()
+        left = 0 if vectors.is_held else vectors.left // 2
+        while todo and (not grams or left >= 8 * width * (rank - todo[0].start)):
+            columns = todo.popleft()
             gram = torch.zeros((columns.stop - columns.start, rank - columns.start), dtype=torch.float64)
             left -= 8 * gram.numel()
             grams.append((columns, gram))
-        for _, block in _grouped(slabs, _depth(budget, 4 * _STRIP * rank)):
+        for _, block in vectors.groups(_depth(vectors, 4 * _STRIP * rank)):
             for columns, gram in grams:
-                gram.add_(block[:, columns].T @ block[:, columns.start :])
+                add_product(gram, block[:, columns].T, block[:, columns.start :], room)
         for _, gram in grams:
             gram.diagonal().sub_(1)
             squares = gram.square_()
             yield float(squares[:, : len(gram)].sum() + 2 * squares[:, len(gram) :].sum())
 
 
-def _depth(budget: int, slab: int) -> int:
+def _depth(vectors: Vectors, slab: int) -> int:
     """Return how many slabs of so many bytes are multiplied at a time: fewer additions in float64, more memory."""
-    return max(1, min(_DEEPEST, budget // (8 * max(1, slab))))
-
-
-def _grouped(slabs: Slabs, count: int) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield ``count`` slabs at a time as (rows, values)."""
-    source = slabs()
-    while group := list(islice(source, count)):
-        rows = slice(group[0][0].start, group[-1][0].stop)
-        parts = [torch.tensor(values) for _, values in group]
-        del group
-        yield rows, parts[0] if len(parts) == 1 else torch.cat(parts)
-        del parts
+    return _DEEPEST if vectors.is_held else max(1, min(_DEEPEST, vectors.left // (8 * max(1, slab))))

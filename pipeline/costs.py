@@ -40,10 +40,12 @@ BLOCKS = 2
 """Blocks in flight: one is used while the next is filled."""
 FIRST_BLOCK = 512
 """Rows of the first block; each later one may have twice as many, so that the products soon have something to do."""
+KEEPING = frozenset({"moments", "merge", "statistics", "spectrum", "artifacts", "certificate"})
+"""Stages of which the processes keep what they free for the next arrays, which makes them quicker."""
+SPARE = 64 << 20
+"""Bytes that must be left above such a stage: what is kept adds up to 15 MiB to it (measured), but no rule says so."""
 CERTIFICATE_BYTES = 256 << 20
-"""Bytes that the certificate's bands may take beside a slab of U and a tile, where there are no more."""
-CERTIFICATE_SLABS = 9
-"""Tiles of U in float32 that the certificate holds beside its bands: four that it multiplies, twice, and a product."""
+"""Bytes that U or the certificate's bands may take beside a few slabs of U and a few tiles, where there are no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class StagePlan:
         Files read and written.
     flops : float
     seconds : float
+    keeps_freed : bool
+        Whether each process keeps the arrays that it frees for the next ones.
     """
 
     name: str
@@ -73,6 +77,7 @@ class StagePlan:
     requests: int
     flops: float
     seconds: float
+    keeps_freed: bool = False
 
 
 def tile_of(size: int) -> int:
@@ -369,8 +374,9 @@ class Costs:
         flops, rate = 2.0 * size * size * rank + 1.0 * size * rank * rank, self.machine.flops32
         if not self.job.covariance:  # over the rows, in float64
             flops, rate = 4.0 * self.facts.samples * size * rank + size * rank * rank, self.machine.flops64 * 1.5
-        fixed = self.base + 3 * tile * rank * 8 + 3 * self.tile_bytes
-        wanted = 8 * size * rank + CERTIFICATE_SLABS * 4 * tile * rank
+        # A slab is read, copied, multiplied, and added up in float64; four tiles are put side by side.
+        fixed = self.base + 24 * tile * rank + 8 * self.tile_bytes
+        wanted = 4 * size * rank  # all of U, so that it is read once
         if not self.job.covariance:
             bands = min(CERTIFICATE_BYTES, max(2 * 8 * rank * size, 3 * 8 * rank * rank))
         else:

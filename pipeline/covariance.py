@@ -47,8 +47,10 @@ def shift_of_tile(count: int, sums: Array, shift: Array, rows: slice, columns: s
     return np.asarray(cross + count * np.multiply.outer(shift[rows], shift[columns]))
 
 
-def covariance_tile(count: int, rows: Array, columns: Array, gram: Array, scale: float = 1.0) -> Float:
-    """Return a tile of the covariance (G - s s^T / N) / (N - 1), times scale squared, in float64.
+def covariance_tile(
+    count: int, rows: Array, columns: Array, gram: Array, scale: float = 1.0, dtype: str = "float64"
+) -> Array:
+    """Return a tile of the covariance (G - s s^T / N) / (N - 1), times scale squared, computed in float64.
 
     Parameters
     ----------
@@ -58,6 +60,8 @@ def covariance_tile(count: int, rows: Array, columns: Array, gram: Array, scale:
         (a,) and (b,): the parts of the sum s that belong to the tile.
     gram : array
         (a, b), the tile of G.
+    dtype : str
+        float64, or float32: what the result is rounded to.
 
     Notes
     -----
@@ -72,7 +76,7 @@ def covariance_tile(count: int, rows: Array, columns: Array, gram: Array, scale:
     """
     if count < 2:
         raise ValueError(f"the covariance needs at least 2 rows and there are {count}; add shards")
-    found, step = np.empty(gram.shape), max(1, STRIP // max(1, gram.shape[1]))
+    found, step = np.empty(gram.shape, dtype), max(1, STRIP // max(1, gram.shape[1]))
     for start in range(0, len(gram), step):
         strip = slice(start, start + step)
         found[strip] = _centred(count, rows[strip], columns, gram[strip]) * (scale * scale / (count - 1))

@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 _CGROUP = Path("/sys/fs/cgroup")
-_M_MMAP_THRESHOLD = -3  # glibc's number for the parameter
-_LARGE = 1 << 20  # bytes
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's numbers for these parameters
+_LARGE = 1 << 20
+"""Bytes from which on an array goes back to the system when it is freed, where nothing is kept."""
+_KEPT_UP_TO = 32 << 20
+"""The same where freed arrays are kept: glibc takes no more."""
+_KEPT = 32 << 20
+"""Bytes at the end of the heap above which those go back to the system all the same."""
 DEFAULT_SHARE = 0.8
 """Part of the machine's memory that a job may use when nobody says otherwise."""
 
@@ -97,16 +102,28 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-@cache
-def return_large_memory() -> None:
-    """Have the C library (glibc) return every large array to the system when it is freed; it keeps them otherwise."""
+def keep_freed(*, keep: bool) -> None:
+    """Have the C library (glibc) keep what is freed for the next arrays, or give large arrays back to the system.
+
+    The pages of an array that comes from the system anew are cleared, and a virtual machine may have to ask its host
+    for them: a seventh of a job's time. What is kept lies between arrays in use, and no rule says how much it becomes,
+    so it is for stages whose arrays are alike, where memory is left.
+    """
+    parameters = {_M_MMAP_THRESHOLD: _KEPT_UP_TO if keep else _LARGE, _M_TRIM_THRESHOLD: _KEPT if keep else _LARGE}
+    if keep:
+        parameters[_M_ARENA_MAX] = 1  # else each thread keeps its own
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        library = ctypes.CDLL(None)
+        for parameter, value in parameters.items():
+            library.mallopt(parameter, value)
 
 
-def reset_peak() -> None:
-    """Start the measurement of the peak anew, where the kernel can (Linux), from what is held now."""
-    return_large_memory()
+def reset_peak(*, keep: bool) -> None:
+    """Start the measurement of the peak anew, where the kernel can (Linux), from what is held now.
+
+    From here on the process keeps what it frees, or does not: see ``keep_freed``.
+    """
+    keep_freed(keep=keep)
     release_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

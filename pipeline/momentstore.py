@@ -243,12 +243,12 @@ class CovarianceTiles:
         """How rows and columns are cut."""
         return self.gram.columns
 
-    def read(self, i: int, j: int) -> Float:
-        """Return tile (i, j), float64."""
+    def read(self, i: int, j: int, dtype: str = "float64") -> Array:
+        """Return tile (i, j), computed in float64 and rounded to ``dtype``."""
         if i > j:
-            return self.read(j, i).T
+            return self.read(j, i, dtype).T
         rows, columns = self.sums[self.tiling.span(i)], self.sums[self.tiling.span(j)]
-        return covariance_tile(self.count, rows, columns, self.gram.read(i, j), self.scale)
+        return covariance_tile(self.count, rows, columns, self.gram.read(i, j), self.scale, dtype)
 
 
 def dtype_of(origin: Array) -> str:
@@ -275,7 +275,7 @@ def add_up(group: zarr.Group, sources: Sequence[Source], tiling: Tiling, origin:
     def add(pair: Pair) -> dict[Pair, bytes]:
         total = np.zeros(tuple(tiling.width(index) for index in pair), gram.dtype)
         for source in sources:
-            total += source.sign * source.read(*pair)
+            (np.add if source.sign > 0 else np.subtract)(total, source.read(*pair), out=total)
         gram.write(*pair, total)
         return dict(block_hashes(tiling, *pair, total))
 

@@ -1,7 +1,7 @@
 """Plan: how a job will be done, and what it will take. Arithmetic only: it reads and writes nothing."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import import_module
 from threading import Thread
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tilecov.storage.listing import list_shards
 
-from .costs import CERTIFICATE_BYTES, DECODE_BYTES, Costs, StagePlan, tile_of, tiles_of, upper_entries
+from .costs import CERTIFICATE_BYTES, DECODE_BYTES, KEEPING, SPARE, Costs, StagePlan, tile_of, tiles_of, upper_entries
 from .errors import DoesNotFitError
 from .executors import measure_for
 from .job import Job
@@ -203,12 +203,18 @@ class _Choice:
         for stage in stages:
             if stage.memory > self.allowed:
                 raise self._refusal(f"the stage '{stage.name}' needs", stage.memory)
+        stages = [self._keeping(stage, chosen.method) for stage in stages]
         return Plan(
             job.size, tile_of(job.size), strategy, block, costs.threads, units, groups, costs.wide,
             costs.usual_pixels, max(0, self.allowed - stages[0].memory) // DECODE_BYTES,
             chosen.method, chosen.precision, chosen.reason, chosen.width, chosen.slab, chosen.budget, self.allowed,
             tuple(stages), costs.machine.kernel, costs.forked, bands, chosen.kept,
         )  # fmt: skip
+
+    def _keeping(self, stage: StagePlan, method: str) -> StagePlan:
+        """Let a stage keep what it frees, where that cannot break the limit and the arrays are tiles, all alike."""
+        alike = stage.name in KEEPING and (stage.name, method) != ("spectrum", "dual")
+        return replace(stage, keeps_freed=alike and stage.memory + SPARE <= self.allowed)
 
     @property
     def _workers(self) -> int:

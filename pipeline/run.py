@@ -316,7 +316,7 @@ def _do_stage(context: Any, predicted: Any) -> None:
     from .machine import peak_bytes, reset_peak
     from .stages import STAGES
 
-    reset_peak()
+    reset_peak(keep=predicted.keeps_freed)
     started = time.perf_counter()
     peak = STAGES[predicted.name](context)
     seconds = round(time.perf_counter() - started, 3)

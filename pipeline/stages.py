@@ -178,7 +178,7 @@ def _write_covariance(context: Context, group: zarr.Group, source: CovarianceTil
     covariance = TileMatrix.create(group, "covariance", shape, tile, context.job.dtype)
 
     def write(pair: tuple[int, int]) -> float:
-        (i, j), values = pair, source.read(*pair).astype(context.job.dtype)
+        (i, j), values = pair, source.read(*pair, context.job.dtype)
         covariance.write(i, j, values)
         if i != j:
             covariance.write(j, i, values.T)

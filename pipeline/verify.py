@@ -17,6 +17,7 @@ from .grouping import folder_name
 from .job import RANGES
 from .moments import moments_digest
 from .momentstore import MomentsStore
+from .vectors import Slabs
 
 Array = npt.NDArray[Any]
 
@@ -88,14 +89,15 @@ def verify(run: RunFolder, budget: int = 1 << 28) -> tuple[dict[str, Any], list[
 
 
 def _measure_alone(
-    manifest: dict[str, Any], slabs: certificate.Slabs, values: Array, budget: int, breaches: list[str]
+    manifest: dict[str, Any], slabs: Slabs, values: Array, budget: int, breaches: list[str]
 ) -> tuple[dict[str, Any], list[str]]:
     """Measure a spectrum whose matrix was never written, as far as it tells by itself.
 
     Orthogonality is measured again, and the sums of the eigenvalues are compared with those recorded; the residual is
     the one that the run measured against its rows.
     """
-    stored, orthogonality = manifest["certificate"], certificate.orthogonality_of(slabs, len(values), budget)
+    stored, size = manifest["certificate"], manifest["plan"]["size"]
+    orthogonality = certificate.orthogonality_of(slabs, size, len(values), budget)
     energy = float(values.sum(dtype=np.float64)) / manifest["trace"] if manifest["trace"] > 0 else 1.0
     if not abs(energy - stored["energy"]) <= certificate.IDENTITY_LIMIT:
         breaches.append(f"energy is {energy:.6f} and was {stored['energy']:.6f} when the run was made")

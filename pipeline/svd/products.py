@@ -35,6 +35,13 @@ class Products:
     kept: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
     """Tiles that stay."""
 
+    @property
+    def stay(self) -> bool:
+        """Whether all tiles will stay, or do."""
+        tiling = self.matrix.tiling
+        left = sum(tiling.width(i) * tiling.width(j) for i, j in tiling.upper() if (i, j) not in self.kept)
+        return left * self.dtype.itemsize <= self.keep
+
     def multiply(self, block: torch.Tensor) -> torch.Tensor:
         """Return ``block S`` (b, d)."""
         tiling, product, squares = self.matrix.tiling, torch.zeros_like(block), self.squares

@@ -15,7 +15,7 @@ import torch
 
 from .direct import SymmetricTiles
 from .products import Products, trace_of
-from .ranks import Record, Target, denoising_error, moved, ratio, refused, sizes
+from .ranks import NARROW, WIDE, Record, Target, denoising_error, moved, ratio, refused, sizes
 
 _STRIDE = 2048  # columns rotated at a time, so that no second basis is made
 _FIRST = 1.5  # times the rank: columns of the basis at the first look at its Ritz pairs
@@ -111,6 +111,7 @@ def leading(
         Keeps progress after each pass.
     keep : int
         Bytes of tiles that stay in memory, or on the device, from the first pass on, so that fewer are read again.
+        Where all of them stay on the CPU, blocks are narrow.
 
     Raises
     ------
@@ -122,9 +123,10 @@ def leading(
     U is a view of the panels' memory, on ``device``; LA is on the CPU.
     """
     size = matrix.tiling.size
-    block, capacity = sizes(target, size, dtype, budget)
     total = trace_of(matrix)
     products = Products(matrix, math.ldexp(1.0, -math.frexp(total)[1]), dtype, device, keep)
+    narrow = device.type == "cpu" and products.stay
+    block, capacity = sizes(target, size, dtype, budget, NARROW if narrow else WIDE)
     krylov = _Krylov(size, capacity, block, dtype, device, seed)
     krylov.begin(state.load() if state else None)
     search = _Search(target, total, products.scale, tolerance, krylov, budget)

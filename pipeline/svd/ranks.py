@@ -10,6 +10,9 @@ _BLOCKS = (256, 128, 64, 32, 16, 8)
 """Columns multiplied in a pass, the most that fit: wide ones read less often, narrow ones multiply fewer columns."""
 
 _USUAL = 128  # of them; wider only where a quarter of the rank is
+WIDE = _BLOCKS[0]
+NARROW = 64
+"""Columns where reading costs nothing: narrower ones find as much with fewer columns, but their products are slower."""
 
 _WORK = 5  # blocks of memory beside the basis: the product, its QR, and copies of them
 _SPARE = 4  # blocks of the basis beside the wanted pairs, at least
@@ -162,11 +165,11 @@ class Record:
         return asdict(self)
 
 
-def sizes(target: Target, size: int, dtype: torch.dtype, budget: int) -> tuple[int, int]:
-    """Return the columns of a block, and of the largest basis; ValueError where no basis fits."""
+def sizes(target: Target, size: int, dtype: torch.dtype, budget: int, widest: int = WIDE) -> tuple[int, int]:
+    """Return the columns of a block, at most ``widest``, and of the largest basis; ValueError where none fits."""
     least = min(size, target.rank or size)
     for block in _BLOCKS:
-        if block > max(_BLOCKS[-1], min(2 * least - 1, max(_USUAL, (target.rank or 0) // 4))):
+        if block > max(_BLOCKS[-1], min(2 * least - 1, max(_USUAL, (target.rank or 0) // 4), widest)):
             continue
         capacity = min(size, _capacity(block, size, dtype, budget))
         if capacity >= min(size, _SPARE * block + (least if target.rank else 0)):

@@ -151,6 +151,22 @@ def test_no_eigenvalue_is_further_off_than_the_bound_says() -> None:
         assert np.abs(values[:, None] - true).min(axis=1).max() <= bound * (1 + 1e-9)
 
 
+@pytest.mark.parametrize(("budget", "reads"), [(4 * 40 * 40, 1), (4 * 40 * 40 - 1, 7)])
+def test_u_is_read_once_where_it_fits(budget: int, reads: int) -> None:
+    """Else there are a first slab, which says how much it is, three passes for S U and three for U^T U."""
+    S = covariance(40)
+    U, LA = (array.astype(np.float32) for array in spectrum_of(S))
+    passes: list[int] = []
+
+    def slabs() -> Iterator[tuple[slice, Array]]:
+        passes.append(1)
+        return slabs_of(U, 16)()
+
+    found = measure(Tiles(S, 16), slabs, LA, budget)
+    assert len(passes) == reads
+    assert_measures(replace(found, condition=None), by_definition(S, U, LA) | {"condition": None}, 1e-6)
+
+
 # The zero matrix
 
 

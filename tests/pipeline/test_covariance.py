@@ -74,6 +74,9 @@ def test_a_tile_off_the_diagonal_is_a_part_of_the_whole(
     top, rest = slice(0, cut), slice(cut, None)
     whole = covariance_tile(count, sums, sums, gram)
     assert np.array_equal(covariance_tile(count, sums[top], sums[rest], gram[top, rest]), whole[top, rest])
+    rounded = covariance_tile(count, sums, sums, gram, dtype="float32")
+    assert rounded.dtype == np.float32
+    assert np.array_equal(rounded, whole.astype(np.float32))
 
 
 @given(weighted_rows())

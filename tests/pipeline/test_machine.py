@@ -1,5 +1,8 @@
-"""What a container may use is read from its cgroup, of either version."""
+"""What a container may use is read from its cgroup, of either version; what is freed is kept, or is not."""
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +49,29 @@ def test_memory_without_a_limit_is_the_machine_s(cgroup: Path, files: dict[str, 
 def test_cores(cgroup: Path, files: dict[str, str], expected: int) -> None:
     write(cgroup, files)
     assert machine.cores() == expected
+
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from tilecov.pipeline.machine import reset_peak
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        np.zeros(1 << 20, np.int64)[:] = 1
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+for keep in (False, True, False):
+    reset_peak(keep=keep)
+    faults()
+    print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")
+def test_freed_arrays_are_kept_for_the_next_ones_or_given_back() -> None:
+    """Pages that come from the system anew are faulted in: 20 arrays of 8 MiB."""
+    out = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
+    given_back, kept, again = map(int, out.split())
+    assert 10 * kept < min(given_back, again), out

@@ -83,12 +83,21 @@ def test_lapack_computes_in_what_is_stored_and_in_float64_where_that_is_quick() 
 
 
 def test_the_certificate_takes_more_memory_where_there_is_some() -> None:
-    """With it each slab of U is read once, and not for every tile row."""
+    """With it U is read once and held, and not read again for every few tile rows."""
     tight, roomy = (plan(job(rank="full", svd="blocked", memory=size), facts(), MACHINE) for size in ("1GiB", "8GiB"))
-    assert 256 << 20 <= tight.band_bytes < 8 * 12_288**2 < roomy.band_bytes
+    assert 256 << 20 <= tight.band_bytes < roomy.band_bytes == 4 * 12_288**2
     for planned in (tight, roomy):
         assert planned.stages[-1].name == "certificate"
         assert planned.stages[-1].memory <= planned.memory
+
+
+def test_stages_keep_what_they_free_only_where_there_is_room_for_it() -> None:
+    roomy = plan(job(rank="full"), facts(), MACHINE)
+    assert {stage.name for stage in roomy.stages if stage.keeps_freed} == {stage.name for stage in roomy.stages}
+    tight = plan(job(rank="full", memory=roomy.peak), facts(), MACHINE)
+    kept = {stage.name: stage.keeps_freed for stage in tight.stages}
+    assert (kept["merge"], kept["spectrum"]) == (True, False)
+    assert Plan.load(json.loads(json.dumps(tight.as_dict()))) == tight
 
 
 def test_lapack_ends_below_32767_columns() -> None:

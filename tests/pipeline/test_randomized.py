@@ -221,6 +221,20 @@ def test_each_pass_reads_each_upper_tile_once() -> None:
     assert tiles.reads == 5 + record.passes * 15
 
 
+@pytest.mark.parametrize(("missing", "columns"), [(0, 64), (1, 128)])
+def test_blocks_are_narrow_only_where_all_tiles_stay(missing: int, columns: int) -> None:
+    """A pass that reads nothing need not be a wide one, and narrow ones multiply fewer columns."""
+    tiles, state = UpperTiles(photographs(300), 64), Memory(kill=1)
+    keep = 8 * sum(tiles.tiling.width(i) * tiles.tiling.width(j) for i, j in tiles.tiling.upper()) - missing
+    with pytest.raises(KeyboardInterrupt):
+        leading(
+            tiles, Target(rank=100), tolerance=1e-10, dtype=torch.float64, device=CPU, budget=2**30, keep=keep,
+            state=state,
+        )  # fmt: skip
+    assert state.kept is not None
+    assert state.kept.coupling.shape[1] == columns
+
+
 @spectra
 @pytest.mark.parametrize("energy", [1e-9, 0.3, 0.9, 0.99, 0.999, 1.0])
 def test_energy(energy: float, dtype: torch.dtype) -> None:

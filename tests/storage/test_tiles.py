@@ -223,6 +223,21 @@ def test_a_tile_whose_file_is_lost_is_missing(folder: Folder, dtype: str) -> Non
     assert matrix.read(1, 1).shape == (2, 2)
 
 
+def test_a_tile_that_was_read_is_the_reader_s(folder: Folder) -> None:
+    """Neither the reader's changes nor another tile in its place go through."""
+    matrix = TileMatrix.create(open_group(folder, writable=True), "m", (5, 5), (2, 2), "float64")
+    before = np.ones((2, 2))
+    matrix.write(0, 1, before)
+    assert (matrix._read_file(0, 1) is None) == (not folder.is_local)  # neither way is taken for the other
+    tile = matrix.read(0, 1)
+    matrix.write(0, 1, 3 * before)
+    assert (tile == before).all()
+    tile[:] = 2
+    assert (matrix.read(0, 1) == 3 * before).all()
+    folder.remove("m/c/0/1")
+    assert (tile == 2).all()
+
+
 def test_a_tile_whose_file_is_cut_is_never_read_as_numbers(folder: Folder) -> None:
     matrix = TileMatrix.create(open_group(folder, writable=True), "m", (4, 4), (2, 2), "float64")
     fill(matrix, np.ones((4, 4)))

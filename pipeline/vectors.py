@@ -1,0 +1,99 @@
+"""Eigenvectors as the certificate takes them: a few slabs at a time, their products added up in float64."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy.typing as npt
+import torch
+
+Array = npt.NDArray[Any]
+Slabs = Callable[[], Iterator[tuple[slice, Array]]]
+"""Yields (rows, (n, k) values) of U from the first row to the last, anew at each call, in steps of the tile."""
+
+_STRIP = 1 << 17  # float64 numbers that are made on the way at a time
+
+
+class Vectors:
+    """U (d, k): held in memory where there is room for it, and read anew each time where there is not.
+
+    Parameters
+    ----------
+    slabs : callable
+        What reads U.
+    size, rank : int
+        d and k.
+    budget : int
+        Bytes for U and whatever is made beside it.
+    """
+
+    def __init__(self, slabs: Slabs, size: int, rank: int, budget: int) -> None:
+        self._slabs, self._size, self._rank = slabs, size, rank
+        self._held = self._hold(budget)
+        self.left = budget - (self._held.nbytes if self._held is not None else 0)
+        """Bytes of the budget that U does not take."""
+
+    @property
+    def is_held(self) -> bool:
+        """Whether U is in memory, so that going over it again costs nothing."""
+        return self._held is not None
+
+    def groups(self, count: int) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield ``count`` slabs at a time as (rows, values), each valid until the next."""
+        if self._held is not None:
+            step = self._step * count
+            for start in range(0, self._size, step):
+                rows = slice(start, min(start + step, self._size))
+                yield rows, self._held[rows]
+            return
+        first, buffer = 0, torch.empty(0)
+        for rows, values in self._slabs():
+            if not len(buffer):
+                buffer = _like(values, min(count * len(values), self._size), self._rank)
+            filled = buffer[: rows.stop - first]
+            filled[rows.start - first :].numpy()[:] = values
+            if len(filled) == len(buffer) or rows.stop == self._size:
+                yield slice(first, rows.stop), filled
+                first = rows.stop
+
+    def _hold(self, budget: int) -> torch.Tensor | None:
+        held = torch.empty(0)
+        for rows, values in self._slabs():
+            if not rows.start:
+                if self._size * self._rank * values.itemsize > budget:
+                    return None
+                held, self._step = _like(values, self._size, self._rank), len(values)
+            held[rows].numpy()[:] = values
+        return held
+
+
+def _like(values: Array, rows: int, columns: int) -> torch.Tensor:
+    """Return room for (rows, columns) numbers of the dtype of ``values``."""
+    return torch.empty((rows, columns), dtype=torch.from_numpy(values[:0].copy()).dtype)
+
+
+class Room:
+    """Memory for one array after another: what is taken anew each time has to be cleared each time."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0)
+
+    def take(self, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return (rows, columns) numbers, whatever they are, which end the array that was taken before."""
+        if self._buffer.dtype != dtype or self._buffer.numel() < rows * columns:
+            self._buffer = torch.empty(0)  # frees the smaller one before there is another
+            self._buffer = torch.empty(rows * columns, dtype=dtype)
+        return self._buffer[: rows * columns].view(rows, columns)
+
+
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, room: Room) -> None:
+    """Add ``left @ right``, in their own precision, to ``total`` (n, m), float64, in place."""
+    product = room.take(len(total), total.shape[1], right.dtype)
+    torch.mm(left, right, out=product)
+    for rows in strips(total):
+        total[rows].add_(product[rows])
+
+
+def strips(matrix: torch.Tensor) -> Iterator[slice]:
+    """Yield the rows of ``matrix`` a few at a time: torch makes a whole copy of what it changes the precision of."""
+    step = max(1, _STRIP // max(1, matrix.shape[1]))
+    return (slice(start, min(start + step, len(matrix))) for start in range(0, len(matrix), step))
