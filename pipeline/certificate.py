@@ -23,6 +23,8 @@ IDENTITY_LIMIT = 1e-5
 
 _STRIP = 1024
 """Rows of ``U^T U`` that are summed together: half of it, the lower triangle, is left out strip by strip."""
+_BAND = 2 * 8
+"""Bytes of a number of a band over rows: in float64, and what is made of it."""
 _DEEPEST = 4
 """Slabs of U that one product takes at the most."""
 
@@ -95,6 +97,9 @@ class Source(Protocol):
     def norms(self) -> tuple[float, float]:
         """Return the trace and the Frobenius norm."""
 
+    def beside(self, rank: int) -> int:
+        """Return the bytes of the budget that ``rank`` residuals want beside U."""
+
     def residuals(self, vectors: Vectors, values: Array) -> Iterator[float]:
         """Yield parts of the squared Frobenius norm of ``S U - U diag(LA)``."""
 
@@ -119,6 +124,10 @@ class OverTiles:
         """Return the trace and the Frobenius norm, in one pass."""
         trace, squares = trace_and_squares(self.matrix)
         return trace, math.sqrt(squares)
+
+    def beside(self, rank: int) -> int:  # noqa: ARG002  (a tile row at a time is no slower where U is held)
+        """Return 0: bands are for fewer passes over U."""
+        return 0
 
     def residuals(self, vectors: Vectors, values: Array) -> Iterator[float]:
         """Yield the squared norm of ``S U - U diag(LA)``, a band of tile rows at a time."""
@@ -179,12 +188,16 @@ class OverRows:
         """Return the trace and the Frobenius norm."""
         return self.trace, self.frobenius
 
+    def beside(self, rank: int) -> int:
+        """Return the bytes of a band of all columns: each band is two passes over the rows."""
+        return _BAND * self.rows.count * rank
+
     def residuals(self, vectors: Vectors, values: Array) -> Iterator[float]:
         """Yield the squared norm of ``S U - U diag(LA)``: two passes over the rows and U for a band of U's columns.
 
         The band, (N, columns) in float64 with a copy in U's precision, is what the budget allows.
         """
-        width = max(1, min(len(values), vectors.left // (2 * 8 * self.rows.count)))
+        width = max(1, min(len(values), vectors.left // (_BAND * self.rows.count)))
         for start in range(0, len(values), width):
             band = slice(start, start + width)
             scale = torch.tensor(values[band], dtype=torch.float64)
@@ -233,7 +246,7 @@ def certify(source: Source, slabs: Slabs, values: Array, budget: int, *, complet
     whole = complete or rank == size
     largest = float(values.max(initial=0.0))
     trace, frobenius = source.norms()
-    vectors = Vectors(slabs, size, rank, budget)
+    vectors = Vectors(slabs, size, rank, budget, source.beside(rank))
     residual = math.sqrt(sum(source.residuals(vectors, values)))
     orthogonality = _orthogonality(vectors, rank)
     total, norm = float(values.sum(dtype=np.float64)), float(np.linalg.norm(values.astype(np.float64)))

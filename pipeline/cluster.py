@@ -204,8 +204,8 @@ class ClusterExecutor(Executor):
             return len(self._client.sync(self._client.scheduler.ncores, callback_timeout=ANSWER))
 
     def _is_connected(self) -> bool:
-        # A scheduler that ends in good order closes the stream, and the client neither notices nor connects again. One
-        # that was killed and started again is another, which knows no task of ours, and has a stream of its own.
+        # A scheduler that ends in good order closes the stream, and the client neither notices nor connects again.
+        # Where it did, to one that was killed and started again or after a cut, all tasks of before are gone.
         stream = self._client.scheduler_comm
         return bool(self._client.status == "running" and stream is self._stream and not stream.comm.closed())
 
@@ -217,7 +217,10 @@ class ClusterExecutor(Executor):
             raise self._lost() from error
 
     def _lost(self) -> ClusterError:
-        return ClusterError(f"the Dask scheduler at {self._address} was lost. Start it again; {_RESUME.lower()}")
+        return ClusterError(
+            f"the Dask scheduler at {self._address} was lost, or the connection to it. See that it runs; "
+            f"{_RESUME.lower()}"
+        )
 
     def _not_installed(self, worker: str, error: Exception) -> ClusterError:
         return ClusterError(

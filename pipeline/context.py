@@ -226,7 +226,6 @@ class Context:
             "tile": self.plan.tile,
             "device": self.job.device,
             "kernel": self.plan.kernel,
-            "keeps_freed": any(planned.name == stage and planned.keeps_freed for planned in self.plan.stages),
             "origin": self._origin_record() if floats else None,
             "options": self.job.storage_options,
         }

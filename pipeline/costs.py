@@ -40,8 +40,8 @@ BLOCKS = 2
 """Blocks in flight: one is used while the next is filled."""
 FIRST_BLOCK = 512
 """Rows of the first block; each later one may have twice as many, so that the products soon have something to do."""
-KEEPING = frozenset({"moments", "merge", "statistics", "spectrum", "artifacts", "certificate"})
-"""Stages of which the processes keep what they free for the next arrays, which makes them quicker."""
+KEEPING = frozenset({"merge", "statistics", "spectrum", "artifacts", "certificate"})
+"""Stages that keep what they free for the next arrays, most of them tiles, which makes them quicker."""
 SPARE = 64 << 20
 """Bytes that must be left above such a stage: what is kept adds up to 15 MiB to it (measured), but no rule says so."""
 CERTIFICATE_BYTES = 256 << 20
@@ -66,7 +66,7 @@ class StagePlan:
     flops : float
     seconds : float
     keeps_freed : bool
-        Whether each process keeps the arrays that it frees for the next ones.
+        Whether the arrays that are freed are kept for the next ones, where ``SPARE`` is left.
     """
 
     name: str
@@ -369,15 +369,17 @@ class Costs:
         return self.stage("artifacts", memory, **cost)
 
     def certificate(self, rank: int, allowed: int) -> tuple[StagePlan, int]:
-        """Return the measuring of the artifacts, and the bytes that its bands may take: more of them, fewer passes."""
+        """Return the measuring of the artifacts, and the bytes for U or bands of it: more of them, fewer passes."""
         size, tile = self.job.size, tile_of(self.job.size)
         flops, rate = 2.0 * size * size * rank + 1.0 * size * rank * rank, self.machine.flops32
         if not self.job.covariance:  # over the rows, in float64
             flops, rate = 4.0 * self.facts.samples * size * rank + size * rank * rank, self.machine.flops64 * 1.5
         # A slab is read, copied, multiplied, and added up in float64; four tiles are put side by side.
         fixed = self.base + 24 * tile * rank + 8 * self.tile_bytes
-        wanted = 4 * size * rank  # all of U, so that it is read once
+        # All of U, so that it is read once; where the spectrum decides how much that is, four times the guess.
+        wanted = 4 * size * (min(size, 4 * rank) if self.job.is_adaptive else rank)
         if not self.job.covariance:
+            fixed += self.facts.samples * tile * (2 * 8 + 4 + 2 * self.itemsize)  # panels of rows: centred, read ahead
             bands = min(CERTIFICATE_BYTES, max(2 * 8 * rank * size, 3 * 8 * rank * rank))
         else:
             bands = min(wanted, max(CERTIFICATE_BYTES, allowed - fixed))

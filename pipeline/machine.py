@@ -118,7 +118,7 @@ def keep_freed(*, keep: bool) -> None:
             library.mallopt(parameter, value)
 
 
-def reset_peak(*, keep: bool) -> None:
+def reset_peak(*, keep: bool = False) -> None:
     """Start the measurement of the peak anew, where the kernel can (Linux), from what is held now.
 
     From here on the process keeps what it frees, or does not: see ``keep_freed``.

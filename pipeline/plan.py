@@ -65,7 +65,7 @@ class Plan:
     forked : bool
         Whether decoders are processes and not threads.
     band_bytes : int
-        Bytes that the certificate's bands may take.
+        Bytes that U or bands of it may take for the certificate.
     kept_bytes : int
         Bytes of tiles that the randomized method keeps from pass to pass.
     """
@@ -203,7 +203,7 @@ class _Choice:
         for stage in stages:
             if stage.memory > self.allowed:
                 raise self._refusal(f"the stage '{stage.name}' needs", stage.memory)
-        stages = [self._keeping(stage, chosen.method) for stage in stages]
+        stages = [replace(stage, keeps_freed=self._keeps(stage, chosen.method)) for stage in stages]
         return Plan(
             job.size, tile_of(job.size), strategy, block, costs.threads, units, groups, costs.wide,
             costs.usual_pixels, max(0, self.allowed - stages[0].memory) // DECODE_BYTES,
@@ -211,10 +211,10 @@ class _Choice:
             tuple(stages), costs.machine.kernel, costs.forked, bands, chosen.kept,
         )  # fmt: skip
 
-    def _keeping(self, stage: StagePlan, method: str) -> StagePlan:
-        """Let a stage keep what it frees, where that cannot break the limit and the arrays are tiles, all alike."""
-        alike = stage.name in KEEPING and (stage.name, method) != ("spectrum", "dual")
-        return replace(stage, keeps_freed=alike and stage.memory + SPARE <= self.allowed)
+    def _keeps(self, stage: StagePlan, method: str) -> bool:
+        """Return whether a stage is one that keeps what it frees: most of its arrays are alike, and memory is left."""
+        alike = stage.name in KEEPING and (stage.name != "spectrum" or method == "randomized")
+        return alike and stage.memory + SPARE <= self.allowed
 
     @property
     def _workers(self) -> int:

@@ -249,6 +249,7 @@ def _carry_out(
 
     from .context import Context
     from .executors import executor_of
+    from .machine import reset_peak
     from .spectra import refine
     from .stages import repair
 
@@ -270,6 +271,7 @@ def _carry_out(
                 manifest["state"] = "running"
                 observer.note(f"{error}; it is decomposed again in float64")
         manifest["stages"] = {name: manifest["stages"][name] for name in names}
+        reset_peak()  # what was kept for the next stage goes back
     if not job.keep_rows:
         folder.root.remove(WORK)  # before the run is called complete: nothing is left behind where it is killed here
     manifest["state"], manifest["completed"] = "complete", now()
@@ -312,11 +314,19 @@ def _check_memory(job: Job, planned: Plan, manifest: Manifest) -> None:
         )
 
 
+def _keeps_freed(context: Any, predicted: Any) -> bool:
+    """Return whether a stage may keep what it frees: as planned, and with the memory that this process is allowed."""
+    from .costs import SPARE
+
+    left = (context.job.memory or context.plan.memory) - predicted.memory
+    return bool(predicted.keeps_freed and left >= SPARE and "precision" not in context.manifest)
+
+
 def _do_stage(context: Any, predicted: Any) -> None:
     from .machine import peak_bytes, reset_peak
     from .stages import STAGES
 
-    reset_peak(keep=predicted.keeps_freed)
+    reset_peak(keep=_keeps_freed(context, predicted))
     started = time.perf_counter()
     peak = STAGES[predicted.name](context)
     seconds = round(time.perf_counter() - started, 3)

@@ -46,7 +46,7 @@ class SlabTask(Task):
 
 def make_slab(task: SlabTask, progress: Progress | None = None) -> Record:
     """Make and write the eigenvectors of one tile column, a few at a time; return the commit record."""
-    started = begin(task)
+    started = begin()
     dtype = torch.float64 if task.precision == "float64" else torch.float32
     size = task.spec.size
     blocked = Blocked(task.folder.folder(SPECTRUM), size, task.width, dtype, choose_device(task.device))

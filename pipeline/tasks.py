@@ -53,8 +53,6 @@ class Task:
         What memory was planned for: int8 or float32; empty where the worker chooses the faster one.
     origin : dict or None
         For float rows: where the origin is (a Partial's record and folder).
-    keeps_freed : bool
-        Whether the process keeps the arrays that it frees for the next ones.
     options : mapping
         For fsspec.
     """
@@ -67,7 +65,6 @@ class Task:
     device: str
     kernel: str = ""
     origin: Mapping[str, Any] | None = None
-    keeps_freed: bool = False
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -163,7 +160,7 @@ class TilesTask(Task):
 
 def read_unit(task: UnitTask, progress: Progress | None = None) -> Record:
     """Read a unit and commit its moments, a part for each group; return the commit record."""
-    started = begin(task)
+    started = begin()
     prefix = task.folder.fresh(task.stage, task.name)
     parts = _Parts(task, Partial(task.folder.folder(prefix)))
     blocks = blocks_beside_products(task.shards, choose_device(task.device).type)
@@ -225,7 +222,7 @@ class _Parts:
 
 def sum_unit(task: UnitTask, progress: Progress | None = None) -> Record:
     """Read a unit of float rows for the first pass and commit its count and sum, in float64."""
-    started = begin(task)
+    started = begin()
     prefix = task.folder.fresh(task.stage, task.name)
     count, total = 0, np.zeros(task.spec.size)
     reader = task.reader(progress)
@@ -240,7 +237,7 @@ def sum_unit(task: UnitTask, progress: Progress | None = None) -> Record:
 
 def stage_unit(task: UnitTask, progress: Progress | None = None) -> Record:
     """Decode a unit once into staged rows; commit them with their count and their sum, int64 or float64."""
-    started = begin(task)
+    started = begin()
     prefix = task.folder.fresh(task.stage, task.name)
     folder = task.folder.folder(prefix)
     rows = StagedRows.create(folder.folder("rows"), task.spec.size, task.block_rows, task.tile, task.spec.kind)
@@ -272,7 +269,7 @@ def sum_tiles(task: TilesTask, progress: Progress | None = None) -> Record:
     DamagedTileError
         Where the rows read do not add up to what was staged.
     """
-    started = begin(task)
+    started = begin()
     accumulator = task.accumulator(task.pairs(), wide=task.wide)
     for panels in ahead(_panels(task, accumulator.columns)):
         accumulator.add(panels)
@@ -318,9 +315,9 @@ def _check_sums(task: TilesTask, columns: list[int], found: npt.NDArray[Any]) ->
         )
 
 
-def begin(task: Task) -> float:
+def begin() -> float:
     """Start measuring a task's memory and time; return the time."""
-    reset_peak(keep=task.keeps_freed)
+    reset_peak()
     return time.perf_counter()
 
 

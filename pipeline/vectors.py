@@ -23,12 +23,14 @@ class Vectors:
     size, rank : int
         d and k.
     budget : int
-        Bytes for U and whatever is made beside it.
+        Bytes for U, or else for bands of what is made of it.
+    beside : int
+        Bytes of the budget that must be left where U is held.
     """
 
-    def __init__(self, slabs: Slabs, size: int, rank: int, budget: int) -> None:
+    def __init__(self, slabs: Slabs, size: int, rank: int, budget: int, beside: int = 0) -> None:
         self._slabs, self._size, self._rank = slabs, size, rank
-        self._held = self._hold(budget)
+        self._held = self._hold(budget - beside)
         self.left = budget - (self._held.nbytes if self._held is not None else 0)
         """Bytes of the budget that U does not take."""
 

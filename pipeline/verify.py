@@ -57,7 +57,7 @@ def verify(run: RunFolder, budget: int = 1 << 28) -> tuple[dict[str, Any], list[
     ----------
     run : RunFolder
     budget : int
-        Bytes that bands of the certificate may take.
+        Bytes that U or bands of it may take for the certificate.
 
     Returns
     -------

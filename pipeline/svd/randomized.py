@@ -106,7 +106,7 @@ def leading(
     budget : int
         Bytes that the panels may take, U among them; beside them there are two tiles, and the one that is read.
     seed : int
-        Of the random blocks. The same seed, sizes, threads and device give the same result, resumed or not.
+        Of the random blocks. The same seed, sizes, memory, threads and device give the same result, resumed or not.
     state : State, optional
         Keeps progress after each pass.
     keep : int

@@ -167,6 +167,21 @@ def test_u_is_read_once_where_it_fits(budget: int, reads: int) -> None:
     assert_measures(replace(found, condition=None), by_definition(S, U, LA) | {"condition": None}, 1e-6)
 
 
+def test_u_is_not_held_at_the_price_of_more_passes_over_rows() -> None:
+    rows = rows_of(12, 40, 16)
+    U, LA = (array.astype(np.float32) for array in spectrum_of(rows.covariance, 10))
+    held, passes = 4 * 40 * 10, 16 * 12 * 10
+    for budget, reads in ((held + passes, 1), (held + passes - 1, 4), (passes, 4), (passes - 1, 6)):
+        read: list[int] = []
+
+        def slabs(read: list[int] = read) -> Iterator[tuple[slice, Array]]:
+            read.append(1)
+            return slabs_of(U, 16)()
+
+        certify_source(rows.source, slabs, LA, budget)
+        assert len(read) == reads, budget
+
+
 # The zero matrix
 
 

@@ -112,6 +112,23 @@ def test_rank_keeps_the_leading_part(tmp_path: Path, shards: Shards) -> None:
     assert verify(RunFolder(Folder(str(tmp_path / "part"))))[1] == []
 
 
+def test_what_is_freed_is_kept_from_the_merge_on_and_given_back_at_the_end(
+    tmp_path: Path, shards: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[bool] = []
+    monkeypatch.setattr("tilecov.pipeline.machine.keep_freed", lambda *, keep: kept.append(keep))
+    job = Job(shards=tuple(shards(count=300, resolution=8)), resolution=8, out=str(tmp_path / "roomy"))
+    stages = run(job)["stages"]
+    keeping = {"merge", "statistics", "artifacts", "certificate"}
+    planned = [name in keeping for name in stages for _ in range(1 + (name == "moments"))]  # a task begins anew
+    assert kept == [*planned, False]
+    kept.clear()
+    monkeypatch.setattr("tilecov.pipeline.costs.SPARE", 1 << 60)  # as where it is resumed with less memory
+    manifest = run(job.model_copy(update={"out": str(tmp_path / "tight")}))
+    assert any(stage["keeps_freed"] for stage in manifest["plan"]["stages"])
+    assert not any(kept)
+
+
 def test_a_complete_run_is_left_alone(tmp_path: Path, shards: Shards) -> None:
     job = Job(shards=tuple(shards()), resolution=4, out=str(tmp_path / "run"))
     first = run(job)
