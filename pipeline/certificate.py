@@ -280,7 +280,8 @@ def _ratio(error: float, scale: float) -> float:
 
 def _deviations(vectors: Vectors, rank: int) -> Iterator[float]:
     """Yield the squared norm of ``U^T U - I``, strip by strip of its rows; a pass for as many as there is room for."""
-    width = max(1, min(rank, _STRIP, vectors.left // (3 * 8 * max(1, rank)) if not vectors.is_held else _STRIP))
+    most = _STRIP if vectors.is_held else vectors.left // (3 * 8 * max(1, rank))
+    width = max(1, min(rank, _STRIP, most))
     todo, room = deque(Tiling(rank, width).spans() if rank else ()), Room()
     while todo:
         grams: list[tuple[slice, torch.Tensor]] = []

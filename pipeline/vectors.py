@@ -6,6 +6,8 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
+from tilecov.storage.tiling import Tiling
+
 Array = npt.NDArray[Any]
 Slabs = Callable[[], Iterator[tuple[slice, Array]]]
 """Yields (rows, (n, k) values) of U from the first row to the last, anew at each call, in steps of the tile."""
@@ -42,10 +44,7 @@ class Vectors:
     def groups(self, count: int) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield ``count`` slabs at a time as (rows, values), each valid until the next."""
         if self._held is not None:
-            step = self._step * count
-            for start in range(0, self._size, step):
-                rows = slice(start, min(start + step, self._size))
-                yield rows, self._held[rows]
+            yield from ((rows, self._held[rows]) for rows in Tiling(self._size, self._step * count).spans())
             return
         first, buffer = 0, torch.empty(0)
         for rows, values in self._slabs():
@@ -97,5 +96,4 @@ def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, ro
 
 def strips(matrix: torch.Tensor) -> Iterator[slice]:
     """Yield the rows of ``matrix`` a few at a time: torch makes a whole copy of what it changes the precision of."""
-    step = max(1, _STRIP // max(1, matrix.shape[1]))
-    return (slice(start, min(start + step, len(matrix))) for start in range(0, len(matrix), step))
+    return Tiling(len(matrix), max(1, _STRIP // max(1, matrix.shape[1]))).spans()

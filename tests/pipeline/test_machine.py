@@ -52,7 +52,7 @@ def test_cores(cgroup: Path, files: dict[str, str], expected: int) -> None:
 
 
 FAULTS = """
-import resource, sys
+import resource
 import numpy as np
 from tilecov.pipeline.machine import reset_peak
 
