@@ -7,15 +7,41 @@ from functools import cached_property
 from .costs import CERTIFICATE_BYTES, EIGH_FLOPS, Costs, StagePlan, tile_of, upper_entries
 from .errors import DoesNotFitError
 from .sizes import show_size
+from .svd.kernels import is_compiled
 
 LAPACK_LIMIT = 32_767
 """Columns from which LAPACK's 32-bit workspace sizes overflow."""
-BAND_FLOPS, SLAB_FLOPS = 3.0, 13.0
-"""Multiples of d**3, at the same rate, that a band takes, and all eigenvectors of it (measured to d = 12,288)."""
-CHASE_SECONDS = 2.3e-7
-"""Seconds, times d**2, of bulge chasing and divide and conquer on one core (measured, d = 6,075 and 12,288)."""
-WIDTH = 128
-"""Half-width of the band."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What a stage of the blocked method takes, as operations at the rate of a large matrix product.
+
+    Parameters
+    ----------
+    cubes, squares : float
+        Multiples of d**3 and of d**2.
+    """
+
+    cubes: float
+    squares: float
+
+    def flops(self, size: int, share: float = 1.0) -> float:
+        """Return the operations of a matrix of ``size`` columns, of which the method makes this share."""
+        return (self.cubes * size + self.squares) * size**2 * share
+
+
+BAND = {True: Effort(1.7, 1.3e4), False: Effort(3.0, 0)}
+VECTORS = {True: Effort(5.6, 2e4), False: Effort(13.0, 0)}
+"""By whether C works on them (measured, d = 3,072 to 12,288), as the next one."""
+CHASE_SECONDS = {True: 5e-10, False: 1.8e-9}
+"""Seconds, times b d**2, of bulge chasing and divide and conquer, on CPUs always."""
+WIDTH, NARROW = 128, 64
+"""Half-width of the band; and where its tiles stay in memory, so that a pass over them reads nothing, and C chases."""
+SLAB = 8192
+"""Eigenvectors that are made at a time where there is memory for them: each slab reads all reflectors anew."""
+ABOUT = 1.1
+"""What takes up to so many times as long is as quick: seconds are predictions."""
 PASSES = 12
 """Panels of the size asked for that the randomized method multiplies by the matrix, about (measured on photographs)."""
 QUICK = 1536
@@ -120,7 +146,7 @@ class Methods:
         return self._fitting(found)
 
     def _fitting(self, found: list[Decomposition]) -> Decomposition:
-        """Return the quickest of those that fit; of one method, the more precise one."""
+        """Return the quickest of those that fit: of a method the more precise one, of two as quick the smaller one."""
         fits: dict[str, Decomposition] = {}
         for item in found:
             if item.memory <= self.allowed:
@@ -128,7 +154,9 @@ class Methods:
         if not fits:
             least = min(found, key=lambda item: item.memory) if found else None
             raise self._refusal(least)
-        return min(fits.values(), key=lambda item: item.seconds)
+        quickest = min(item.seconds for item in fits.values())
+        about = [item for item in fits.values() if item.seconds <= ABOUT * quickest]
+        return min(about, key=lambda item: (item.memory, item.seconds))
 
     def _refusal(self, least: Decomposition | None) -> DoesNotFitError:
         if least is None:
@@ -154,25 +182,33 @@ class Methods:
         """In float64 only where the result is: a second precision would double the time out of core."""
         if self.costs.job.is_adaptive or self.size < 2:
             return
+        import torch
+
         from .svd.band import least_bytes  # needs torch
 
         costs, precision = self.costs, self.costs.job.dtype
         width = WIDTHS[precision]
-        import torch
-
-        least = least_bytes(self.size, WIDTH, getattr(torch, precision))
         fixed = costs.base + 4 * costs.tile_bytes
-        budget = max(least, min(self.allowed - fixed, least + upper_entries(self.size) * width))
-        flops = [BAND_FLOPS * self.size**3, SLAB_FLOPS * self.size**2 * costs.rank]
+        whole = upper_entries(self.size) * width
+        in_c = is_compiled() and costs.machine.device == "cpu"
+        reach = NARROW
+        least = least_bytes(self.size, reach, getattr(torch, precision))
+        if not in_c or fixed + least + whole > self.allowed:
+            reach = WIDTH
+            least = least_bytes(self.size, reach, getattr(torch, precision))
+        budget = max(least, min(self.allowed - fixed, least + whole))
+        flops = BAND[in_c].flops(self.size), VECTORS[in_c].flops(self.size, costs.rank / self.size)
+        chase = CHASE_SECONDS[is_compiled()] * reach * self.size**2
         rate = costs.machine.flops64 if width == 8 else costs.machine.flops32
         matrix = upper_entries(self.size) * width
         first = costs.stage(
-            "band", fixed + budget, read=upper_entries(self.size) * 8, written=2 * matrix, flops=flops[0],
+            "band", fixed + budget, read=upper_entries(self.size) * 8, flops=flops[0],
+            written=(1 if budget >= least + whole else 2) * matrix,
             seconds=flops[0] / rate,
         )  # fmt: skip
         second = costs.stage(
-            "tridiagonal", costs.base + self._tridiagonal_bytes(), written=matrix, seconds=CHASE_SECONDS * self.size**2,
-            flops=7.0 * WIDTH * self.size**2,
+            "tridiagonal", costs.base + self._tridiagonal_bytes(), written=matrix, seconds=chase,
+            flops=7.0 * reach * self.size**2,
         )  # fmt: skip
         slab = self._slab(width)
         slabs = -(-costs.rank // slab)
@@ -181,22 +217,29 @@ class Methods:
             written=self.size * costs.rank * width, seconds=flops[1] / rate / costs.machines,
         )  # fmt: skip
         why = f"blocked in {precision}: two stages to a tridiagonal, {show_size(budget)} of tiles at a time"
-        yield Decomposition("blocked", precision, why, (first, second, third), budget, WIDTH, slab)
+        yield Decomposition("blocked", precision, why, (first, second, third), budget, reach, slab)
 
     def _tridiagonal_bytes(self) -> int:
         """Bytes of the band and its spread, of the sweeps under way, and of what waits to be written (measured)."""
         return 8 * self.size * (5 * WIDTH + self.size // (2 * WIDTH)) + (32 << 20)
 
     def _slab(self, width: int) -> int:
-        """Return how many eigenvectors are made at a time: up to a tile column, as many as fit."""
-        slab = min(tile_of(self.size), self.costs.rank)
+        """Return how many eigenvectors are made at a time: tile columns, or a part of one, as many as fit."""
+        tile, rank = tile_of(self.size), self.costs.rank
+        columns = -(-rank // tile)
+        tasks = max(1, min(columns, max(-(-rank // SLAB), self.costs.machines)))
+        slab = min(rank, tile * -(-columns // tasks))
         while slab > 32 and self.costs.base + self._slab_bytes(slab, width) > self.allowed:
-            slab = -(-slab // 2)
+            if slab > tile:
+                tasks += 1
+                slab = tile * -(-columns // tasks)
+            else:
+                slab = -(-slab // 2)
         return slab
 
     def _slab_bytes(self, slab: int, width: int) -> int:
-        """Bytes of a slab while it is transformed, of two panels, a group of reflectors and the merges' data."""
-        return 3 * self.size * slab * width + self.size * (4 * WIDTH * width + 96 * 8) + (16 << 20)
+        """Bytes of a slab while it is transformed, of panels, a group of reflectors and the merges' data."""
+        return 3 * self.size * slab * width + self.size * (5 * WIDTH * width + 96 * 8) + (16 << 20)
 
     def _randomized(self) -> Iterator[Decomposition]:
         if self.costs.job.rank == "full":

@@ -21,12 +21,12 @@ SPECTRUM = f"{WORK}/spectrum"
 
 @dataclass(frozen=True, kw_only=True)
 class SlabTask(Task):
-    """One tile column of the eigenvectors.
+    """Some tile columns of the eigenvectors.
 
     Parameters
     ----------
-    column : int
-        Which tile column.
+    start, stop : int
+        Which eigenvectors: whole tile columns, but for the last one.
     step : int
         Eigenvectors that memory was kept for at a time.
     width : int
@@ -37,7 +37,8 @@ class SlabTask(Task):
         What the tridiagonal stage committed.
     """
 
-    column: int
+    start: int
+    stop: int
     step: int
     width: int
     precision: str
@@ -45,20 +46,19 @@ class SlabTask(Task):
 
 
 def make_slab(task: SlabTask, progress: Progress | None = None) -> Record:
-    """Make and write the eigenvectors of one tile column, a few at a time; return the commit record."""
+    """Make and write the eigenvectors of some tile columns, a slab at a time; return the commit record."""
     started = begin()
     dtype = torch.float64 if task.precision == "float64" else torch.float32
     size = task.spec.size
     blocked = Blocked(task.folder.folder(SPECTRUM), size, task.width, dtype, choose_device(task.device))
     spectrum = blocked.spectrum(task.record)
     target = TileMatrix.open(open_group(task.folder.folder(STATISTICS), writable=True), "eigenvectors")
-    span = target.columns.span(task.column)
-    for part in Tiling(span.stop - span.start, task.step).spans():
-        columns = slice(span.start + part.start, span.start + part.stop)
+    for part in Tiling(task.stop - task.start, task.step).spans():
+        columns = slice(task.start + part.start, task.start + part.stop)
         vectors = blocked.vectors(task.record, spectrum, columns)
         direct.orient(vectors)
         target.write_columns(columns, vectors.numpy())
         if progress is not None:
             progress(columns.stop - columns.start, 0)
     task.folder.folder(STATISTICS).sync()
-    return task.commit(started, {"columns": span.stop - span.start})
+    return task.commit(started, {"columns": task.stop - task.start})

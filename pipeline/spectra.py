@@ -21,6 +21,7 @@ from .sizes import show_size
 from .slabs import SPECTRUM, make_slab
 from .svd import direct, dual
 from .svd.blocked import Blocked
+from .svd.direct import SymmetricTiles
 from .svd.randomized import leading
 from .svd.ranks import Target
 from .verify import covariance_of
@@ -37,16 +38,15 @@ def spectrum(context: Context) -> None:
 
 
 def _direct(context: Context) -> None:
-    matrix, dtype = covariance_in(context), dtype_in(context)
-    values, vectors = direct.decompose(matrix, dtype, choose_device(context.job.device))
+    matrix = covariance_to_decompose(context)
+    values, vectors = direct.decompose(matrix, dtype_in(context), choose_device(context.job.device))
     rank = rank_in(context)
     _keep(context, values[:rank], vectors[:, :rank], {})
 
 
 def _randomized(context: Context) -> None:
     dtype = dtype_in(context)
-    # Every pass reads every tile. In float32 the stored ones will do for leading eigenvalues, and cost no finalising.
-    matrix = covariance_of(context.run) if dtype == torch.float32 else covariance_in(context)
+    matrix = covariance_to_decompose(context)
     tolerance = context.job.tolerance or (1e-5 if dtype == torch.float32 else 1e-13)
     state = KrylovState(context.run, CHECKPOINT_SECONDS)
     values, vectors, record = leading(
@@ -129,7 +129,7 @@ def band(context: Context) -> None:
         last = time.monotonic()
 
     committed = context.run.commits("band")
-    blocked_of(context).reduce(covariance_in(context), context.plan.spectrum_bytes, commit, committed, due)
+    blocked_of(context).reduce(covariance_to_decompose(context), context.plan.spectrum_bytes, commit, committed, due)
     context.observer.advance(1)
 
 
@@ -160,6 +160,11 @@ def covariance_in(context: Context) -> CovarianceTiles:
     return context.final_moments.covariance(scale)
 
 
+def covariance_to_decompose(context: Context) -> SymmetricTiles:
+    """Return the covariance as the method reads it: in float32 the stored tiles, which are it in float32 already."""
+    return covariance_of(context.run) if dtype_in(context) == torch.float32 else covariance_in(context)
+
+
 def dtype_in(context: Context) -> torch.dtype:
     """Return the precision that the plan chose, or a better one where that fell short."""
     return torch.float64 if context.manifest.get("precision", context.plan.precision) == "float64" else torch.float32
@@ -187,7 +192,7 @@ def blocked_of(context: Context) -> Blocked:
     """Return the blocked decomposition of this run."""
     folder = context.run.folder(SPECTRUM)
     device = choose_device(context.job.device)
-    return Blocked(folder, context.plan.size, context.plan.band_width, dtype_in(context), device)
+    return Blocked(folder, context.plan.size, context.band_width, dtype_in(context), device)
 
 
 def _keep(context: Context, values: torch.Tensor, vectors: torch.Tensor, record: dict[str, Any]) -> None:

@@ -149,7 +149,7 @@ class TileMatrix:
         self.array[self.rows.span(i), self.columns.span(j)] = values
 
     def write_columns(self, columns: slice, values: Array) -> None:
-        """Write all rows of ``columns``, which lie in one tile column, (rows, columns); one writer a tile column."""
+        """Write all rows of ``columns``, (rows, columns); one writer a tile column."""
         for span in self.rows.spans():
             self.array[span, columns] = values[span]
 

@@ -8,7 +8,7 @@ tiles a panel does both: it applies the panel before, which waits till then, and
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,8 @@ class _Reduction:
     band: TileMatrix
     block: torch.Tensor  # the next block row, (up to b, d - first), without the panel that waits
     pool: ThreadPoolExecutor  # one for all passes, since every new thread takes some MB for its products
+    writer: ThreadPoolExecutor  # of the panel that was made last, while the next pass begins
+    written: Future[None] | None = None
     waiting: _Waiting | None = None
 
     def start(self, matrix: SymmetricTiles, done: int) -> None:
@@ -98,6 +100,7 @@ class _Reduction:
 
     def checkpoint(self, waiting: _Waiting, commit: Commit) -> None:
         """Commit what there is: the tiles, and W of the panel that they do not have yet."""
+        self.finish_writing()
         generation = self.tiles.complete()
         values: Array = waiting.W.cpu().numpy()
         group = open_group(self.tiles.folder(generation), writable=True)
@@ -105,7 +108,7 @@ class _Reduction:
         for i, span in enumerate(kept.rows.spans()):
             kept.write(i, 0, values[span])
         self.scratch.sync()
-        commit(COMMIT, {"blocks": waiting.first // self.width, "generation": generation})
+        commit(COMMIT, {"blocks": waiting.first // self.width, "generation": generation, "width": self.width})
         self.tiles.advance()
 
     def room(self, first: int) -> int:
@@ -144,13 +147,19 @@ class _Reduction:
         if k < len(self.panels):
             V, T, R = factor(block[:, self.width :].T)
             self._write_band(k, torch.cat([diagonal, R]))
-            self.panels.write(k, V, T)
+            self.finish_writing()
+            self.written = self.writer.submit(self.panels.write, k, V, T)
             del block, diagonal  # frees their memory before the pass
             self._pass(span.stop, V, T)
         else:  # the row below, if there is one, lies in the band
             self._write_band(k, torch.cat([diagonal, block[:, len(block) :].T]))
             if span.stop < self.size:
                 self.block = self.read_block(span.stop)
+
+    def finish_writing(self) -> None:
+        """Wait till the last panel is written."""
+        if self.written is not None:
+            self.written.result()
 
     def _write_band(self, k: int, columns: torch.Tensor) -> None:
         """Write block column k of B, (up to 2 b, up to b) from the diagonal on, below the diagonal only."""
@@ -277,17 +286,18 @@ def reduce_to_band(
         panels = Panels.create(scratch, size=size, width=width, dtype=dtype)
         tiling = working_tiling(size, width)
         tiles = TileCache(scratch, tiling, dtype=dtype, device=device, generation=record["generation"])
-        with ThreadPoolExecutor(SHARES, "tilecov-tiles") as pool:
+        with ThreadPoolExecutor(SHARES, "tilecov-tiles") as pool, ThreadPoolExecutor(1, "tilecov-write") as writer:
             reduction = _Reduction(
-                size, width, dtype, device, budget, scratch, tiles, panels, band, torch.empty(0), pool
+                size, width, dtype, device, budget, scratch, tiles, panels, band, torch.empty(0), pool, writer
             )
             reduction.start(matrix, record["blocks"])
             for k in range(record["blocks"], blocks):
                 reduction.step(k)
                 if reduction.waiting is not None and k + 1 < len(panels) and due():
                     reduction.checkpoint(reduction.waiting, commit)
+            reduction.finish_writing()
         scratch.sync()
-        commit(COMMIT, {"blocks": blocks, "generation": 0})
+        commit(COMMIT, {"blocks": blocks, "generation": 0, "width": width})
     drop_generations(scratch)
 
 

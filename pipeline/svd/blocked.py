@@ -19,7 +19,7 @@ from tilecov.storage.partials import Array, Partial
 
 from .band import Commit, read_band, reduce_to_band
 from .chase import tridiagonalize
-from .chase_reflectors import Sweeps, apply, left_factors, single_threaded
+from .chase_reflectors import Sweeps, apply
 from .direct import SymmetricTiles
 from .panels import Panels
 from .tridiagonal import NEGLIGIBLE, TridiagonalSpectrum, decompose_tridiagonal
@@ -28,6 +28,8 @@ Record = Mapping[str, Any]
 
 _NEGLIGIBLE = {torch.float32: 1e-8, torch.float64: NEGLIGIBLE}
 """What couples two eigenpairs of the tridiagonal by less than this part of it is left out: far below the rounding."""
+
+_ROWS = 512  # of a slab, worked on at a time
 
 _WAITING = 2
 """Groups of reflectors that are in memory to be written, while the chasing goes on."""
@@ -88,16 +90,14 @@ class Blocked:
         waiting: deque[Future[dict[str, Any]]] = deque()
 
         def write(number: int, rounded: Array) -> dict[str, Any]:
-            pair = {"reflectors": rounded, "left": left_factors(rounded)}
-            return {name: partial.write(f"{name}-{number:05d}", values) for name, values in pair.items()}
+            return partial.write(f"reflectors-{number:05d}", rounded)
 
         def keep(number: int, reflectors: Array) -> None:
             if len(waiting) == _WAITING:
                 kept.append(waiting.popleft().result())
             waiting.append(pool.submit(write, number, reflectors.astype(kind, copy=False)))
 
-        # The outer one, since the chase and the writer restore the number of threads that they find, in any order.
-        with single_threaded(), ThreadPoolExecutor(1, "tilecov-write") as pool:
+        with ThreadPoolExecutor(1, "tilecov-write") as pool:
             diagonal, off = tridiagonalize(read_band(self.scratch.folder("band")), keep, group=sweeps.group)
             kept += [future.result() for future in waiting]
         spectrum = decompose_tridiagonal(diagonal, off, _NEGLIGIBLE[self.dtype])
@@ -117,13 +117,16 @@ class Blocked:
         """Return the columns of U (d, w), eigenvalues descending, on the CPU."""
         partial = self._partial(record["attempt"])
 
-        def load(number: int) -> tuple[Array, Array]:
+        def load(number: int) -> Array:
             found = record["sweeps"][number]
-            return partial.read(found["reflectors"]).copy(), partial.read(found["left"]).copy()
+            return partial.read(found.get("reflectors", found))  # runs of earlier versions kept another array beside it
 
         ascending = slice(self.size - columns.stop, self.size - columns.start)
         slab = spectrum.vectors(ascending, self.dtype, self.device)
         apply(self._sweeps, load, slab)
+        least = torch.finfo(slab.dtype).tiny ** (2 / 3)
+        for rows in torch.split(slab, _ROWS):  # products of what is smaller would not be normal numbers, which are slow
+            rows.copy_(torch.nn.functional.hardshrink(rows, least))
         Panels.open(self.scratch.folder("band")).apply(slab)
         return slab.cpu().flip(1)
 

@@ -1,4 +1,4 @@
-"""Band to tridiagonal by bulge chasing, in memory, on stacked windows of the band.
+"""Band to tridiagonal by bulge chasing, in memory: by C where it was compiled, else on stacked windows of the band.
 
 Sweep s clears column s of the band below its first subdiagonal with a reflector of b rows. Applied on both sides, it
 raises a bulge b rows further down; the next reflector clears the first column of that, and so on to the last row. Sweep
@@ -10,15 +10,23 @@ step at once, in a few calls.
     aggregated fine-grained and memory-aware kernels. SC 2011.
 """
 
+import contextlib
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from . import kernels
 from .chase_reflectors import Sweeps, single_threaded
 
 Vectors = npt.NDArray[np.float64]
+
+_UNDER_WAY = 2  # groups that are chased, so that a thread that is through with one goes on with the next
 
 # A column whose squares add up to less is taken as cleared: the sum has lost its digits, and the largest entry is 1.
 _SMALLEST = float(np.finfo(np.float64).tiny / np.finfo(np.float64).eps)
@@ -28,7 +36,8 @@ def tridiagonalize(band: Vectors, keep: Callable[[int, Vectors], None], *, group
     """Return the diagonal (d,) and the off-diagonal (d - 1,) of a tridiagonal T, ``B = Q T Q.T``.
 
     ``Sweeps(d, b, group)`` tells the groups of reflectors whose product is Q; ``apply`` applies it. About 7 b d^2
-    floating point operations; in memory are 3 b d numbers, and about d / (2 b) + 2 ``group`` sweeps of d numbers each.
+    floating point operations; in memory are 3 b d numbers and the group that is being made, or, where nothing was
+    compiled, about d / (2 b) + 2 ``group`` sweeps of d numbers each.
 
     Parameters
     ----------
@@ -55,8 +64,11 @@ def tridiagonalize(band: Vectors, keep: Callable[[int, Vectors], None], *, group
         raise ValueError("the band has entries that are not finite")
     exponent = int(np.frexp(largest)[1])
     np.ldexp(matrix, -exponent, out=matrix)  # a power of 2 costs no digit, and squares stay in range
-    with single_threaded():
-        _chase(matrix, sweeps, keep)
+    with single_threaded() as threads:
+        if kernels.compiled is not None:
+            _chase_in_c(kernels.compiled, matrix, sweeps, keep, threads)
+        else:
+            _chase(matrix, sweeps, keep)
     return np.ldexp(matrix[:size, 0], exponent), np.ldexp(matrix[: size - 1, 1], exponent)
 
 
@@ -73,6 +85,36 @@ def _spread(band: Vectors, reach: int) -> Vectors:
         if 0 < below < reach:
             spread[below - 1 : size - 1, -below] = line
     return spread
+
+
+def _chase_in_c(
+    compiled: ModuleType, matrix: Vectors, sweeps: Sweeps, keep: Callable[[int, Vectors], None], threads: int
+) -> None:
+    """Chase all sweeps through ``matrix``, of each group some on each thread, which wait for each other's steps."""
+    progress = np.zeros(sweeps.total + 1, np.int64)  # the last one: there is no need to go on
+    waiting: deque[tuple[int, Vectors, list[Future[None]]]] = deque()
+
+    def hand_out() -> None:
+        number, kept, shares = waiting.popleft()
+        for share in shares:
+            share.result()
+        keep(number, kept)
+
+    with contextlib.ExitStack() as stack:
+        pools = [stack.enter_context(ThreadPoolExecutor(1, "tilecov-chase")) for _ in range(threads)]
+        try:
+            for number in range(len(sweeps)):
+                kept = np.zeros(sweeps.shape(number))
+                first, count = number * sweeps.group, kept.shape[1]
+                chase = partial(compiled.chase, matrix, kept, progress, sweeps.size, sweeps.reach, first, count)
+                shares = [pool.submit(chase, share, threads) for share, pool in enumerate(pools)]
+                waiting.append((number, kept, shares))
+                if len(waiting) == _UNDER_WAY:
+                    hand_out()
+            while waiting:
+                hand_out()
+        finally:
+            progress[-1] = 1  # where something failed, nobody waits for what will not come
 
 
 def _chase(matrix: Vectors, sweeps: Sweeps, keep: Callable[[int, Vectors], None]) -> None:

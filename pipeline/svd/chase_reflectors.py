@@ -8,12 +8,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
+from . import kernels
+
 Numbers = npt.NDArray[Any]
+
+_STRIP = 128
+"""Bytes of a strip's rows: the 3 b rows or fewer that a step touches stay in a core's first cache."""
+_LOADED = 32 << 20
+"""Bytes of reflectors that are applied to a strip at a time; while they are, as many are loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +81,20 @@ class Sweeps:
         return self.steps(first), min(self.group, self.total - first), self.reach
 
 
-def apply(sweeps: Sweeps, load: Callable[[int], tuple[Numbers, Numbers]], slab: torch.Tensor) -> None:
+def apply(sweeps: Sweeps, load: Callable[[int], Numbers], slab: torch.Tensor) -> None:
     """Replace ``slab`` by ``Q slab``, where ``B = Q T Q.T`` is what ``tridiagonalize`` did.
 
-    The groups are loaded once each, the last one first, while the one before is being applied. Each of torch's threads
-    has its own columns of the slab; one slab at a time in a process. In memory are two groups, about 4 times each.
-
-    Reflectors of one step are applied as one block. Of two steps in a group, reflectors share rows only where the later
-    step belongs to the earlier sweep, which was made first: so ``Q`` of a group is the product of its blocks, the last
-    step leftmost.
+    The groups are loaded once each, the last one first, while what was loaded before is being applied. Each of torch's
+    threads has its own columns of the slab; one slab at a time in a process. On a CPU where C was compiled, 2 d^2 w
+    operations, and in memory are 64 MiB of groups or a quarter of the slab, but two groups at least, and d x 128 bytes
+    a thread; elsewhere 3 d^2 w operations, and two groups, about 4 times each.
 
     Parameters
     ----------
     sweeps : Sweeps
         As the reflectors were made.
     load : callable
-        Returns group ``number`` as ``keep`` was given it, and its ``left_factors``, in any floating dtype.
+        Returns group ``number`` as ``keep`` was given it, in any floating dtype.
     slab : torch.Tensor
         (d, w), float32 or float64, on any device; its rows contiguous. 500 columns a thread use the machine well.
 
@@ -98,15 +105,79 @@ def apply(sweeps: Sweeps, load: Callable[[int], tuple[Numbers, Numbers]], slab: 
     """
     if slab.ndim != 2 or len(slab) != sweeps.size:
         raise ValueError(f"a slab has shape ({sweeps.size}, w), one of {tuple(slab.shape)} was given")
-    with single_threaded() as threads, ThreadPoolExecutor(threads) as pool:
-        parts = slab.chunk(threads if slab.device.type == "cpu" else 1, dim=1)
-        under_way: list[Future[None]] = []
+
+    def loaded(number: int) -> Numbers:
+        kept = load(number)
+        if kept.shape != sweeps.shape(number):
+            raise ValueError(f"group {number} has shape {sweeps.shape(number)}, one of {kept.shape} was loaded")
+        return kept.astype(str(slab.dtype).removeprefix("torch."), copy=False)
+
+    with single_threaded() as threads:
+        if kernels.compiled is not None and slab.device.type == "cpu":
+            _apply_to_strips(kernels.compiled, sweeps, loaded, slab, threads)
+        else:
+            _apply_blocks(sweeps, loaded, slab, threads if slab.device.type == "cpu" else 1)
+
+
+def _apply_to_strips(
+    compiled: ModuleType, sweeps: Sweeps, load: Callable[[int], Numbers], slab: torch.Tensor, threads: int
+) -> None:
+    """Apply the reflectors, four at a time, to strips of the slab that stay in a core's caches."""
+    columns = _STRIP // slab.itemsize
+    strips = [torch.zeros((len(slab), columns), dtype=slab.dtype) for _ in range(threads)]
+
+    def work(strip: torch.Tensor, starts: Iterator[int], groups: list[tuple[int, Numbers, Numbers]]) -> None:
+        top = groups[-1][0]  # no reflector of these groups touches the rows above
+        rows = strip[top:]
+        for start in starts:
+            part = slab[top:, start : start + columns]
+            rows[:, : part.shape[1]] = part
+            for first, group, couplings in groups:
+                shape = (*group.shape[:2], sweeps.reach)
+                compiled.apply(group, couplings, rows.numpy(), *shape, first - top, slab.itemsize)
+            part.copy_(rows[:, : part.shape[1]])
+
+    under_way: list[Future[None]] = []
+    with ThreadPoolExecutor(threads) as pool:
+        for groups in _prepared(compiled, sweeps, load, min(_LOADED, slab.nbytes // 8)):
+            for one in under_way:
+                one.result()
+            starts = iter(range(0, slab.shape[1], columns))  # each thread takes the next one
+            under_way = [pool.submit(work, strip, starts, groups) for strip in strips]
+        for one in under_way:
+            one.result()
+
+
+def _prepared(
+    compiled: ModuleType, sweeps: Sweeps, load: Callable[[int], Numbers], most: int
+) -> Iterator[list[tuple[int, Numbers, Numbers]]]:
+    """Yield lists of groups, ``most`` bytes each, the last group first: their first rows, and what `_chase.c` takes."""
+    groups: list[tuple[int, Numbers, Numbers]] = []
+    for number in reversed(range(len(sweeps))):
+        kept = np.ascontiguousarray(load(number))
+        steps, count, reach = kept.shape
+        fours = -(-count // 4)
+        group, couplings = (np.zeros((steps, fours, *form), kept.dtype) for form in ((reach + 3, 4), (6,)))
+        compiled.prepare(kept, group, couplings, steps, count, reach, kept.itemsize)
+        groups.append((number * sweeps.group + 1, group, couplings))
+        if number == 0 or sum(group.nbytes for _, group, _ in groups) >= most:
+            yield groups
+            groups = []
+
+
+def _apply_blocks(sweeps: Sweeps, load: Callable[[int], Numbers], slab: torch.Tensor, shares: int) -> None:
+    """Apply the reflectors of a step as one block, in products of matrices.
+
+    Of two steps in a group, reflectors share rows only where the later step belongs to the earlier sweep, which was
+    made first: so ``Q`` of a group is the product of its blocks, the last step leftmost.
+    """
+    parts = slab.chunk(shares, dim=1)
+    under_way: list[Future[None]] = []
+    with ThreadPoolExecutor(shares) as pool:
         for number in reversed(range(len(sweeps))):
-            kept, left = load(number)
-            if kept.shape != sweeps.shape(number):
-                raise ValueError(f"group {number} has shape {sweeps.shape(number)}, one of {kept.shape} was loaded")
+            kept = load(number)
             transposed = _transposed(torch.from_numpy(kept).to(slab))
-            factors = torch.from_numpy(left).to(slab)
+            factors = torch.from_numpy(left_factors(kept)).to(slab)
             for one in under_way:
                 one.result()
             first = number * sweeps.group + 1

@@ -12,6 +12,7 @@ from tilecov.storage.partials import DamagedTileError, Partial
 from ..ahead import ahead
 
 _ROWS = 4096  # of a panel in float64 at a time, and in one file
+_JOINED = 256  # columns of panels that are applied as one: products with fewer take more of their time for memory
 
 _FORM = "panels.json"
 
@@ -126,22 +127,50 @@ class Panels:
         T.numpy()[:] = partial.read(record["T"])
         return V, T
 
-    def _backwards(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return (self.read(k) for k in range(len(self) - 1, -1, -1))
+    def _joined(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield V and T of several panels as one, the last ones first.
+
+        ``(I - V_1 T_1 V_1.T) (I - V_2 T_2 V_2.T) = I - V T V.T`` with ``V = [V_1, V_2]`` and
+        ``T = [[T_1, -T_1 V_1.T V_2 T_2], [0, T_2]]``.
+        """
+        most = max(1, _JOINED // self.width)
+        panels = ahead(self.read(k) for k in range(len(self) - 1, -1, -1))
+        for last in range(len(self), 0, -most):
+            count = min(most, last)
+            V = torch.zeros((self.size - (last - count + 1) * self.width, count * self.width), dtype=self.dtype)
+            T = torch.zeros((V.shape[1], V.shape[1]), dtype=torch.float64)
+            for place in range(count - 1, -1, -1):
+                one, triangle = next(panels)
+                top, own = len(V) - len(one), slice(place * self.width, (place + 1) * self.width)
+                V[top:, own] = one
+                T[own, own] = triangle
+                if place + 1 < count:
+                    T[own, own.stop :] = -triangle @ _product(one, V[top:, own.stop :]) @ T[own.stop :, own.stop :]
+            yield V, T
 
     def apply(self, slab: torch.Tensor) -> None:
-        """Replace ``slab`` by ``Q @ slab``, reading each panel once.
+        """Replace ``slab`` by ``Q @ slab``, reading each panel once and applying some as one.
 
         Parameters
         ----------
         slab : torch.Tensor
-            (d, w) of the panels' type, on any device; w columns beside it in memory are b x w numbers and two panels.
+            (d, w) of the panels' type, on any device. In memory are beside it 256 columns of panels, or one panel,
+            their product with the slab in float64, and three panels more.
         """
-        for V, T in ahead(self._backwards()):
+        for V, T in self._joined():
             on_device = V.to(slab.device)
             rest = slab[slab.shape[0] - len(V) :]
             # The small product in float64 costs nothing and keeps T as it was made.
             rest.addmm_(on_device, (T.to(slab.device) @ (on_device.T @ rest).double()).to(slab.dtype), alpha=-1)
+
+
+def _product(one: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Return ``one.T @ others``, (b, w) float64, of panels of any type."""
+    total = torch.zeros((one.shape[1], others.shape[1]), dtype=torch.float64)
+    for start in range(0, len(one), _ROWS):
+        rows = slice(start, start + _ROWS)
+        total.addmm_(one[rows].double().T, others[rows].double())
+    return total
 
 
 def _record(k: int) -> str:

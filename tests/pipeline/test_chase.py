@@ -1,6 +1,7 @@
 """Bulge chasing: T is similar to the band, Q is orthogonal, and applying the kept reflectors is multiplying by Q."""
 
 from collections.abc import Callable
+from importlib import import_module
 
 import numpy as np
 import numpy.typing as npt
@@ -9,10 +10,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tilecov.pipeline.svd import kernels
 from tilecov.pipeline.svd.chase import tridiagonalize
-from tilecov.pipeline.svd.chase_reflectors import Numbers, Sweeps, apply, left_factors
+from tilecov.pipeline.svd.chase_reflectors import Numbers, Sweeps, apply
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(params=["compiled", "not compiled"], autouse=True)
+def with_and_without_a_compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernels.compiled is not None
+    if request.param == "not compiled":
+        monkeypatch.setattr(kernels, "compiled", None)
+
 
 Matrix = npt.NDArray[np.float64]
 Groups = dict[int, Matrix]
@@ -44,14 +54,9 @@ def chase(band: Matrix, group: int) -> tuple[Matrix, Matrix, Sweeps, Groups]:
     return diagonal, off, sweeps, groups
 
 
-def loading(groups: Groups, dtype: type = np.float64) -> Callable[[int], tuple[Numbers, Numbers]]:
+def loading(groups: Groups, dtype: type = np.float64) -> Callable[[int], Numbers]:
     """Return how a group is loaded whose reflectors were rounded to ``dtype``."""
-
-    def load(number: int) -> tuple[Numbers, Numbers]:
-        kept = groups[number].astype(dtype)
-        return kept, left_factors(kept.astype(np.float64))
-
-    return load
+    return lambda number: groups[number].astype(dtype)
 
 
 def one_by_one(sweeps: Sweeps, groups: Groups) -> Matrix:
@@ -183,7 +188,9 @@ def test_a_float32_slab_is_as_good_as_its_digits(width: int, group: int) -> None
     assert float((gram - torch.eye(size)).norm()) <= 1e-6 * size**0.5
 
 
-def test_reflectors_rounded_to_float32_still_make_an_orthogonal_matrix() -> None:
+def test_reflectors_rounded_to_float32_still_make_an_orthogonal_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of blocks, whose T is made from what was rounded; reflectors one by one are as orthogonal as float32 is."""
+    monkeypatch.setattr(kernels, "compiled", None)
     size = 150
     _, _, sweeps, groups = chase(random_band(12, size), 6)
     slab = torch.eye(size, dtype=torch.float64)
@@ -220,6 +227,89 @@ def test_a_band_of_another_form_is_refused(band: Matrix) -> None:
         tridiagonalize(band, lambda number, kept: None, group=1)
 
 
+@pytest.mark.parametrize(("size", "width", "group"), [(3, 1, 1), (40, 3, 9), (131, 8, 20), (400, 16, 5), (90, 89, 64)])
+def test_any_number_of_threads_gives_the_same_bits(size: int, width: int, group: int) -> None:
+    band = random_band(width, size)
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            diagonal, off, sweeps, groups = chase(band, group)
+            slab = torch.eye(size, dtype=torch.float64)
+            apply(sweeps, loading(groups), slab)
+            kept = b"".join(groups[number].tobytes() for number in groups)
+            found.append(
+                diagonal.tobytes() + off.tobytes() + kept + (slab.numpy().tobytes() if kernels.compiled else b"")
+            )
+    finally:
+        torch.set_num_threads(1)
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("columns", [1, 15, 16, 17, 33, 100])
+def test_a_slab_of_any_width_is_multiplied_by_the_same_matrix(columns: int, dtype: torch.dtype) -> None:
+    size = 70
+    _, _, sweeps, groups = chase(random_band(6, size), 5)
+    given = torch.from_numpy(random_band(columns - 1, size).T).to(dtype)
+    found = given.clone()
+    apply(sweeps, loading(groups), found)
+    wanted = torch.from_numpy(one_by_one(sweeps, groups)) @ given.double()
+    assert float((found - wanted).abs().max()) <= 300 * torch.finfo(dtype).eps
+
+
+def test_numbers_too_small_to_be_normal_do_no_harm() -> None:
+    size = 60
+    _, _, sweeps, groups = chase(random_band(6, size), 5)
+    slab = torch.eye(size) * 1e-30
+    slab[::2] = 0
+    wanted = torch.from_numpy(one_by_one(sweeps, groups)) @ slab.double()
+    apply(sweeps, loading(groups), slab)
+    assert float((slab - wanted).abs().max()) <= 1e-36
+    assert float(torch.tensor(1e-30) * torch.tensor(1e-12)) > 0  # which were not switched off for everybody
+
+
+def _kernel_arguments() -> dict[str, list[object]]:
+    """Arguments that are sound, of each function: d = 20, b = 4, sweeps 0 to 6."""
+    steps, group = 5, np.zeros((5, 2, 7, 4), np.float32)
+    kept, couplings = np.zeros((steps, 6, 4), np.float32), np.zeros((steps, 2, 6), np.float32)
+    return {
+        "chase": [np.zeros(24 * 12), np.zeros((steps, 6, 4)), np.zeros(19, np.int64), 20, 4, 0, 6, 0, 1],
+        "prepare": [kept, group, couplings, steps, 6, 4, 4],
+        "apply": [group, couplings, np.zeros((20, 32), np.float32), steps, 2, 4, 1, 4],
+    }
+
+
+@pytest.mark.parametrize("name", ["chase", "prepare", "apply"])
+def test_c_refuses_sizes_that_are_not_those_of_its_buffers(name: str) -> None:
+    call = getattr(import_module("tilecov.pipeline.svd._chase"), name)
+    sound = _kernel_arguments()[name]
+    call(*sound)
+    buffers = [place for place, given in enumerate(sound) if isinstance(given, np.ndarray)]
+    numbers = [place for place in range(len(sound)) if place not in buffers]
+    for place in buffers:
+        flat = np.asarray(sound[place]).reshape(-1)
+        for wrong in (flat[:-1], flat[:0], np.concatenate([flat, flat])):
+            if name == "apply" and place == 2 and len(wrong) % 32 == 0 and len(wrong):
+                continue  # a strip has any number of rows
+            with pytest.raises(ValueError, match="bytes"):
+                call(*sound[:place], wrong, *sound[place + 1 :])
+    for place in numbers:
+        for number in (-1, 2**19 + 1, 2**40, 2**62):
+            with pytest.raises(ValueError, match=r"must be|have 4 or 8|no rows"):
+                call(*sound[:place], number, *sound[place + 1 :])
+    with pytest.raises((ValueError, TypeError)):
+        call(*sound[:-1])
+
+
+def test_c_refuses_sweeps_that_a_matrix_does_not_have() -> None:
+    call = import_module("tilecov.pipeline.svd._chase").chase
+    matrix, kept, progress, *_ = _kernel_arguments()["chase"]
+    for size, reach, first, count in ((20, 20, 0, 6), (20, 4, 13, 6), (20, 4, 18, 1)):
+        with pytest.raises(ValueError, match="do not fit"):
+            call(matrix, kept, progress, size, reach, first, count, 0, 1)
+
+
 def test_torch_has_its_threads_again() -> None:
     def fail(number: int, kept: Matrix) -> None:
         raise OSError(number)
@@ -246,4 +336,4 @@ def test_a_slab_or_a_group_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"shape \(9, w\)"):
         apply(sweeps, loading(groups), torch.zeros(8, 2))
     with pytest.raises(ValueError, match="was loaded"):
-        apply(sweeps, lambda number: (groups[number][:, :1],) * 2, torch.zeros(9, 2))
+        apply(sweeps, lambda number: groups[number][:, :1], torch.zeros(9, 2))
