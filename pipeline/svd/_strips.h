@@ -73,10 +73,11 @@ TARGET static void STRIP(apply)(const void *group, const void *couplings, Py_ssi
         }
 }
 
-/* Lay the reflectors of a group, (steps, count, b), side by side as `apply` takes them, in zeros. */
+/* Lay the reflectors of a group, (steps, count, b), side by side as `apply` takes them. */
 TARGET static void STRIP(prepare)(const void *kept, Py_ssize_t steps, Py_ssize_t count, Py_ssize_t reach, void *group, void *couplings)
 {
     const Py_ssize_t fours = (count + 3) / 4;
+    memset(group, 0, (size_t)(steps * fours * 4 * (reach + 3)) * sizeof(REAL));
     for (Py_ssize_t step = 0; step < steps; step++)
         for (Py_ssize_t four = 0; four < fours; four++) {
             REAL *v = (REAL *)group + (step * fours + four) * 4 * (reach + 3);

@@ -29,7 +29,7 @@ Record = Mapping[str, Any]
 _NEGLIGIBLE = {torch.float32: 1e-8, torch.float64: NEGLIGIBLE}
 """What couples two eigenpairs of the tridiagonal by less than this part of it is left out: far below the rounding."""
 
-_ROWS = 512  # of a slab, worked on at a time
+_ROWS = 32  # of a slab, worked on at a time
 
 _WAITING = 2
 """Groups of reflectors that are in memory to be written, while the chasing goes on."""
@@ -122,13 +122,13 @@ class Blocked:
             return partial.read(found.get("reflectors", found))  # runs of earlier versions kept another array beside it
 
         ascending = slice(self.size - columns.stop, self.size - columns.start)
-        slab = spectrum.vectors(ascending, self.dtype, self.device)
+        slab = spectrum.vectors(ascending, self.dtype, self.device, descending=True)
         apply(self._sweeps, load, slab)
         least = torch.finfo(slab.dtype).tiny ** (2 / 3)
         for rows in torch.split(slab, _ROWS):  # products of what is smaller would not be normal numbers, which are slow
             rows.copy_(torch.nn.functional.hardshrink(rows, least))
         Panels.open(self.scratch.folder("band")).apply(slab)
-        return slab.cpu().flip(1)
+        return slab.cpu()
 
     @property
     def _sweeps(self) -> Sweeps:

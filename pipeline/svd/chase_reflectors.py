@@ -4,6 +4,8 @@ A reflector is kept as a v of norm sqrt(2), so that it is ``H = I - v v.T`` and 
 identity. Step k of sweep s acts on the rows ``[s + 1 + k b, s + 1 + (k + 1) b)``.
 """
 
+import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -148,21 +150,40 @@ def _apply_to_strips(
             one.result()
 
 
+@dataclass
+class _Room:
+    """Memory that arrays are taken from, one after another: pages that are new each time cost more than copying."""
+
+    memory: Numbers  # (n,)
+    used: int = 0
+
+    def take(self, *form: int) -> Numbers:
+        start, self.used = self.used, self.used + math.prod(form)
+        return self.memory[start : self.used].reshape(form)
+
+
 def _prepared(
     compiled: ModuleType, sweeps: Sweeps, load: Callable[[int], Numbers], most: int
 ) -> Iterator[list[tuple[int, Numbers, Numbers]]]:
     """Yield lists of groups, ``most`` bytes each, the last group first: their first rows, and what `_chase.c` takes."""
+    rooms: deque[_Room] = deque()
     groups: list[tuple[int, Numbers, Numbers]] = []
     for number in reversed(range(len(sweeps))):
         kept = np.ascontiguousarray(load(number))
         steps, count, reach = kept.shape
         fours = -(-count // 4)
-        group, couplings = (np.zeros((steps, fours, *form), kept.dtype) for form in ((reach + 3, 4), (6,)))
+        if not rooms:  # one for the list that is used, one for the next
+            longest, most = sweeps.steps(0), most // kept.itemsize
+            largest = longest * -(-sweeps.group // 4) * (4 * (reach + 3) + 6)
+            rooms.extend(_Room(np.empty(most + largest, kept.dtype)) for _ in range(2))
+        group, couplings = rooms[0].take(steps, fours, reach + 3, 4), rooms[0].take(steps, fours, 6)
         compiled.prepare(kept, group, couplings, steps, count, reach, kept.itemsize)
         groups.append((number * sweeps.group + 1, group, couplings))
-        if number == 0 or sum(group.nbytes for _, group, _ in groups) >= most:
+        if number == 0 or rooms[0].used >= most:
             yield groups
             groups = []
+            rooms.rotate()
+            rooms[0].used = 0
 
 
 def _apply_blocks(sweeps: Sweeps, load: Callable[[int], Numbers], slab: torch.Tensor, shares: int) -> None:

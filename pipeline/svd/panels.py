@@ -12,6 +12,7 @@ from tilecov.storage.partials import DamagedTileError, Partial
 from ..ahead import ahead
 
 _ROWS = 4096  # of a panel in float64 at a time, and in one file
+_FEW = 256  # rows of some panels in float64 at a time, which take no new pages
 _JOINED = 256  # columns of panels that are applied as one: products with fewer take more of their time for memory
 
 _FORM = "panels.json"
@@ -127,18 +128,24 @@ class Panels:
         T.numpy()[:] = partial.read(record["T"])
         return V, T
 
+    @property
+    def _together(self) -> int:
+        """Panels that are applied as one."""
+        return max(1, _JOINED // self.width)
+
     def _joined(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield V and T of several panels as one, the last ones first.
+        """Yield V and T of several panels as one, the last ones first; V is overwritten by the next.
 
         ``(I - V_1 T_1 V_1.T) (I - V_2 T_2 V_2.T) = I - V T V.T`` with ``V = [V_1, V_2]`` and
         ``T = [[T_1, -T_1 V_1.T V_2 T_2], [0, T_2]]``.
         """
-        most = max(1, _JOINED // self.width)
         panels = ahead(self.read(k) for k in range(len(self) - 1, -1, -1))
-        for last in range(len(self), 0, -most):
-            count = min(most, last)
-            V = torch.zeros((self.size - (last - count + 1) * self.width, count * self.width), dtype=self.dtype)
-            T = torch.zeros((V.shape[1], V.shape[1]), dtype=torch.float64)
+        room = torch.empty(self.size * self._together * self.width, dtype=self.dtype)
+        for last in range(len(self), 0, -self._together):
+            count = min(self._together, last)
+            rows, columns = self.size - (last - count + 1) * self.width, count * self.width
+            V, T = room[: rows * columns].view(rows, columns), torch.zeros((columns, columns), dtype=torch.float64)
+            V[:columns].zero_()  # where the later ones do not begin yet
             for place in range(count - 1, -1, -1):
                 one, triangle = next(panels)
                 top, own = len(V) - len(one), slice(place * self.width, (place + 1) * self.width)
@@ -157,18 +164,22 @@ class Panels:
             (d, w) of the panels' type, on any device. In memory are beside it 256 columns of panels, or one panel,
             their product with the slab in float64, and three panels more.
         """
+        form = self._together * self.width, slab.shape[1]
+        product, exact, turned = (slab.new_empty(form, dtype=kind) for kind in (slab.dtype, *2 * (torch.float64,)))
         for V, T in self._joined():
-            on_device = V.to(slab.device)
+            on_device, count = V.to(slab.device), len(T)
             rest = slab[slab.shape[0] - len(V) :]
+            small = torch.mm(on_device.T, rest, out=product[:count])
             # The small product in float64 costs nothing and keeps T as it was made.
-            rest.addmm_(on_device, (T.to(slab.device) @ (on_device.T @ rest).double()).to(slab.dtype), alpha=-1)
+            torch.mm(T.to(slab.device), exact[:count].copy_(small), out=turned[:count])
+            rest.addmm_(on_device, small.copy_(turned[:count]), alpha=-1)
 
 
 def _product(one: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Return ``one.T @ others``, (b, w) float64, of panels of any type."""
     total = torch.zeros((one.shape[1], others.shape[1]), dtype=torch.float64)
-    for start in range(0, len(one), _ROWS):
-        rows = slice(start, start + _ROWS)
+    for start in range(0, len(one), _FEW):
+        rows = slice(start, start + _FEW)
         total.addmm_(one[rows].double().T, others[rows].double())
     return total
 

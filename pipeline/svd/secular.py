@@ -62,14 +62,16 @@ class Secular:
         """Return what generates the columns ``chosen`` (m,) int64 of W only."""
         return Secular(self.poles, self.weights, self.anchors[chosen], self.offsets[chosen], self.scales[chosen])
 
-    def unscaled(self, dtype: torch.dtype, most: int) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Yield rows and ``(W * scales)[rows]`` in ``dtype``; each block is overwritten by the next.
+    def unscaled(self, room: torch.Tensor, most: int | None = None) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield rows and ``(W * scales)[rows]``; each block is overwritten by the next.
 
-        Distances are taken in float64 whatever the dtype; a block has at most ``most`` numbers, or one row.
+        Distances are taken in float64 whatever the dtype. A block lies in ``room`` (n,), of which it has the dtype, or,
+        where that has no room for one row, in memory of its own; it has at most ``most`` rows.
         """
-        width, nearest, weights = len(self.offsets), self.poles[self.anchors], self.weights.to(dtype)
-        height = min(len(self.poles), _height(width, most))
-        block = torch.empty((height, width), dtype=dtype, device=self.poles.device)
+        width, nearest, weights = len(self.offsets), self.poles[self.anchors], self.weights.to(room.dtype)
+        height = min(len(self.poles), _height(width, len(room)), most or len(self.poles))
+        room = room if height * width <= len(room) else room.new_empty(height * width)
+        block = room[: height * width].view(height, width)
         strip = torch.empty((min(height, _height(width)), width), dtype=torch.float64, device=self.poles.device)
         for rows in _spans(0, len(self.poles), height):
             part = block[: rows.stop - rows.start]

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +28,22 @@ NEGLIGIBLE = 8 * float(np.finfo(np.float64).eps)
 
 _LEAF = 96  # rows: smaller pieces are decomposed by LAPACK in less time than merging them takes
 _BLOCK = 1 << 20  # numbers of a merge's eigenvectors generated at a time: 8 MiB at most
-_ROTATIONS = 256  # done at a time, so that their rows take little room
+_ROWS = 512  # of a product at a time, written to the same memory each time
+_ROTATED = 1 << 16  # numbers of rows that are rotated at a time: so few take no new pages
 _CPU = torch.device("cpu")
+
+
+class _Scratch(NamedTuple):
+    """Memory that all merges use, (n,) each: pages that are new each time take longer than what is done on them."""
+
+    moved: torch.Tensor  # the rows of a piece, in another order
+    product: torch.Tensor  # `_ROWS` of their new rows
+    generated: torch.Tensor  # what those are made with
+
+    @staticmethod
+    def sizes(size: int, columns: int) -> tuple[int, int, int]:
+        """Return what ``columns`` eigenvectors of a matrix of ``size`` rows need: half of them are moved at a time."""
+        return (size + 1) // 2 * columns, min(_ROWS, size) * columns, _BLOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +52,11 @@ class _Leaf:
 
     matrix: torch.Tensor
 
-    def choose(self, block: torch.Tensor, columns: slice, _scratch: torch.Tensor) -> None:
+    def choose(self, block: torch.Tensor, columns: torch.Tensor, _scratch: "_Scratch") -> None:
         """Write the eigenvectors ``columns`` into ``block`` (n, w)."""
         block.copy_(self.matrix[:, columns])
 
-    def turn(self, block: torch.Tensor, _scratch: torch.Tensor) -> None:
+    def turn(self, block: torch.Tensor, _scratch: "_Scratch") -> None:
         """Multiply ``block`` (n, w) by the eigenvectors, in place."""
         block.copy_(self.matrix.to(block.device, block.dtype) @ block)
 
@@ -84,7 +98,7 @@ class _Rotations:
             self._rotate(block, wave, -self.sine)
 
     def _rotate(self, block: torch.Tensor, wave: torch.Tensor, sines: torch.Tensor) -> None:
-        for some in torch.split(wave, _ROTATIONS):
+        for some in torch.split(wave, max(1, _ROTATED // max(1, block.shape[1]))):
             first, second = self.first[some].to(block.device), self.second[some].to(block.device)
             cosine = self.cosine[some, None].to(block.device, block.dtype)
             sine = sines[some, None].to(block.device, block.dtype)
@@ -119,7 +133,7 @@ class _Merge:
     rotations: _Rotations
     secular: Secular
 
-    def choose(self, block: torch.Tensor, columns: slice, scratch: torch.Tensor) -> None:
+    def choose(self, block: torch.Tensor, columns: torch.Tensor, scratch: "_Scratch") -> None:
         """Write the eigenvectors ``columns`` into ``block`` (n, w); ``scratch`` has room for the larger piece."""
         sources = self.places.argsort()[columns].to(block.device)
         order, secular = self.order.to(block.device), self.secular.to(block.device)
@@ -129,24 +143,25 @@ class _Merge:
         roots = (sources < len(secular)).nonzero()[:, 0]
         secular = secular.columns(sources[roots])
         scales = secular.scales.to(block.dtype)
-        for rows, part in secular.unscaled(block.dtype, _BLOCK):
+        for rows, part in secular.unscaled(scratch.generated):
             wide = block.new_zeros((len(part), block.shape[1]))
             wide[:, roots] = part.div_(scales)
             block[order[rows]] = wide
         self._descend(block, scratch)
 
-    def turn(self, block: torch.Tensor, scratch: torch.Tensor) -> None:
-        """Multiply ``block`` (n, w) by the eigenvectors, in place; ``scratch`` has room for n w numbers."""
+    def turn(self, block: torch.Tensor, scratch: "_Scratch") -> None:
+        """Multiply ``block`` (n, w) by the eigenvectors, in place."""
         order, secular = self.order.to(block.device), self.secular.to(block.device)
-        moved = scratch[: block.numel()].view(block.shape)
+        moved = scratch.moved[: block.numel()].view(block.shape)
         torch.index_select(block, 0, self.places.to(block.device), out=moved)
         block[order[len(secular) :]] = moved[len(secular) :]
         moved = moved[: len(secular)].div_(secular.scales[:, None].to(block.dtype))
-        for rows, part in secular.unscaled(block.dtype, _BLOCK):
-            block[order[rows]] = part @ moved
+        for rows, part in secular.unscaled(scratch.generated, _ROWS):
+            product = scratch.product[: len(part) * block.shape[1]].view(len(part), block.shape[1])
+            block[order[rows]] = torch.mm(part, moved, out=product)
         self._descend(block, scratch)
 
-    def _descend(self, block: torch.Tensor, scratch: torch.Tensor) -> None:
+    def _descend(self, block: torch.Tensor, scratch: "_Scratch") -> None:
         self.rotations.apply(block)
         for child, part in ((self.left, block[: self.cut]), (self.right, block[self.cut :])):
             # What took no part in a merge is an eigenvector of one piece, and nothing is to be done for the other.
@@ -195,7 +210,9 @@ class TridiagonalSpectrum:
     values: npt.NDArray[np.float64]
     root: _Leaf | _Merge
 
-    def vectors(self, columns: slice, dtype: torch.dtype, device: torch.device = _CPU) -> torch.Tensor:
+    def vectors(
+        self, columns: slice, dtype: torch.dtype, device: torch.device = _CPU, *, descending: bool = False
+    ) -> torch.Tensor:
         """Return the eigenvectors ``columns`` (d, w) of T.
 
         At most 2 d^2 w operations, nearly all in products of matrices, and fewer the more was negligible. Memory:
@@ -209,6 +226,8 @@ class TridiagonalSpectrum:
             float64 or float32, of the result and of the products; distances between eigenvalues are float64 always.
         device : torch.device
             Where the products are done and the result lies; it must have float64.
+        descending : bool
+            Whether the last one of them comes first.
 
         Raises
         ------
@@ -220,8 +239,9 @@ class TridiagonalSpectrum:
             raise ValueError(f"eigenvectors are made for consecutive columns, not for every {step} of them")
         stop = max(start, stop)
         block = torch.empty((len(self.values), stop - start), dtype=dtype, device=device)
-        scratch = torch.empty((len(block) + 1) // 2 * block.shape[1], dtype=dtype, device=device)
-        self.root.choose(block, slice(start, stop), scratch)
+        scratch = _Scratch(*(block.new_empty(size) for size in _Scratch.sizes(*block.shape)))
+        chosen = torch.arange(start, stop)
+        self.root.choose(block, chosen.flip(0) if descending else chosen, scratch)
         return block
 
     def arrays(self) -> dict[str, Array]:

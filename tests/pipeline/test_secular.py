@@ -23,7 +23,7 @@ def system(size: int, seed: int = 0, decades: float = 0) -> tuple[torch.Tensor, 
 
 
 def matrix(found: Secular, dtype: torch.dtype = torch.float64, most: int = 1 << 20) -> torch.Tensor:
-    blocks = [(rows, block.clone()) for rows, block in found.unscaled(dtype, most)]
+    blocks = [(rows, block.clone()) for rows, block in found.unscaled(torch.empty(most, dtype=dtype))]
     assert [rows.start for rows, _ in blocks[1:]] == [rows.stop for rows, _ in blocks[:-1]]
     return torch.cat([block for _, block in blocks]) / found.scales.to(dtype)
 
@@ -69,7 +69,7 @@ def test_nothing_is_decomposed() -> None:
     assert len(found) == 0
     assert turned.shape == (2, 0)
     assert found.values.shape == (0,)
-    assert list(found.unscaled(torch.float64, 8)) == []
+    assert list(found.unscaled(torch.empty(8, dtype=torch.float64))) == []
 
 
 @settings(max_examples=30, deadline=None)
@@ -100,7 +100,7 @@ def test_roots_lie_between_the_poles() -> None:
 def test_blocks_are_the_same_however_many_rows_they_have(most: int) -> None:
     found, _ = decompose_update(*system(50), 1.0, torch.empty((0, 50), dtype=torch.float64))
     assert torch.equal(matrix(found, most=most), matrix(found))
-    assert max(block.numel() for _, block in found.unscaled(torch.float64, most)) <= max(most, 50)
+    assert max(block.numel() for _, block in found.unscaled(torch.empty(most, dtype=torch.float64))) <= max(most, 50)
 
 
 def test_blocks_in_float32_and_of_some_columns() -> None:

@@ -120,8 +120,17 @@ def test_columns_are_the_same_in_small_blocks(monkeypatch: pytest.MonkeyPatch) -
     found = decompose_tridiagonal(*glued(16, 1e-8))
     whole = found.vectors(ALL, torch.float64)
     monkeypatch.setattr(tridiagonal, "_BLOCK", 1000)
-    monkeypatch.setattr(tridiagonal, "_ROTATIONS", 3)
+    monkeypatch.setattr(tridiagonal, "_ROWS", 7)
+    monkeypatch.setattr(tridiagonal, "_ROTATED", 3 * len(whole))
     assert torch.allclose(found.vectors(ALL, torch.float64), whole, rtol=0, atol=1e-13)
+
+
+def test_descending_columns_are_the_same_backwards() -> None:
+    found = decompose_tridiagonal(*random(200))
+    for columns in (ALL, slice(17, 61), slice(5, 5)):
+        ascending = found.vectors(columns, torch.float64)
+        descending = found.vectors(columns, torch.float64, descending=True)
+        assert torch.allclose(descending, ascending.flip(1), rtol=0, atol=1e-13)
 
 
 def test_columns_are_counted_like_any_slice() -> None:
