@@ -64,25 +64,47 @@ typedef void applying(const void *, const void *, Py_ssize_t, Py_ssize_t, Py_ssi
 typedef void preparing(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, void *);
 
 typedef struct {
+    const char *name;
     chasing *chase;
     applying *apply[2]; /* of floats and of doubles */
     preparing *prepare[2];
 } kernels;
 
 #define KERNELS(kind) \
-    {chase_##kind, {float_apply_##kind, double_apply_##kind}, {float_prepare_##kind, double_prepare_##kind}}
+    {#kind, chase_##kind, {float_apply_##kind, double_apply_##kind}, {float_prepare_##kind, double_prepare_##kind}}
 
-static kernels best = KERNELS(plain);
+static const kernels all[] = {
+#ifdef HAS_KINDS
+    KERNELS(avx512),
+    KERNELS(avx2),
+#endif
+    KERNELS(plain),
+};
+#define KINDS ((Py_ssize_t)(sizeof all / sizeof *all))
 
-/* Choose the best kernels that this machine has. */
-static void choose(void)
+static kernels best;
+
+/* Whether this machine can run kernels of a kind. */
+static int is_here(const kernels *kind)
 {
 #ifdef HAS_KINDS
-    if (__builtin_cpu_supports("avx512f"))
-        best = (kernels)KERNELS(avx512);
-    else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        best = (kernels)KERNELS(avx2);
+    if (strcmp(kind->name, "avx512") == 0)
+        return __builtin_cpu_supports("avx512f") != 0;
+    if (strcmp(kind->name, "avx2") == 0)
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
+    return 1;
+}
+
+/* Choose the kernels of a name, or, for NULL, the first ones that this machine has; returns whether there are any. */
+static int choose_kernels(const char *name)
+{
+    for (Py_ssize_t i = 0; i < KINDS; i++)
+        if ((name == NULL || strcmp(all[i].name, name) == 0) && is_here(all + i)) {
+            best = all[i];
+            return 1;
+        }
+    return 0;
 }
 
 /* Numbers too small to be normal are taken as zero while a strip is worked on: they would take a hundred times as long,
@@ -212,8 +234,18 @@ static PyObject *apply(PyObject *module, PyObject *arguments)
     return result;
 }
 
+/* For tests, so that every kind is tested that a machine has; while nothing else runs. */
+static PyObject *choose(PyObject *module, PyObject *arguments)
+{
+    const char *name;
+    if (!PyArg_ParseTuple(arguments, "s", &name))
+        return NULL;
+    return PyBool_FromLong(choose_kernels(name));
+}
+
 static PyMethodDef functions[] = {
     {"chase", chase, METH_VARARGS, "chase(matrix, kept, progress, size, reach, first, count, share, shares)"},
+    {"choose", choose, METH_VARARGS, "choose(kind) -> bool"},
     {"prepare", prepare, METH_VARARGS, "prepare(kept, group, couplings, steps, count, reach, itemsize)"},
     {"apply", apply, METH_VARARGS, "apply(group, couplings, strip, steps, fours, reach, first, itemsize)"},
     {NULL, NULL, 0, NULL},
@@ -223,6 +255,6 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_chase", NULL, 0
 
 PyMODINIT_FUNC PyInit__chase(void)
 {
-    choose();
+    choose_kernels(NULL);
     return PyModule_Create(&definition);
 }

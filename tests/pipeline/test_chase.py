@@ -1,6 +1,6 @@
 """Bulge chasing: T is similar to the band, Q is orthogonal, and applying the kept reflectors is multiplying by Q."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 
 import numpy as np
@@ -17,11 +17,18 @@ from tilecov.pipeline.svd.chase_reflectors import Numbers, Sweeps, apply
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(params=["compiled", "not compiled"], autouse=True)
-def with_and_without_a_compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert kernels.compiled is not None
+@pytest.fixture(params=["avx512", "avx2", "plain", "not compiled"], autouse=True)
+def every_kind_of_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """All that this machine can run; and as where no compiler was."""
+    compiled = kernels.compiled
     if request.param == "not compiled":
         monkeypatch.setattr(kernels, "compiled", None)
+        yield
+    elif compiled is None or not compiled.choose(request.param):
+        pytest.skip("no such instructions here, or no C compiler was there when tilecov was installed")
+    else:
+        yield
+        any(compiled.choose(kind) for kind in ("avx512", "avx2", "plain"))
 
 
 Matrix = npt.NDArray[np.float64]
@@ -185,7 +192,7 @@ def test_a_float32_slab_is_as_good_as_its_digits(width: int, group: int) -> None
     apply(sweeps, loading(groups, np.float32), slab)
     assert float((slab - exact).norm()) <= 2e-6 * size**0.5
     gram = slab.double().T @ slab.double()
-    assert float((gram - torch.eye(size)).norm()) <= 1e-6 * size**0.5
+    assert float((gram - torch.eye(size)).norm()) <= 1.5e-6 * size**0.5
 
 
 def test_reflectors_rounded_to_float32_still_make_an_orthogonal_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,6 +287,10 @@ def _kernel_arguments() -> dict[str, list[object]]:
     }
 
 
+needs_c = pytest.mark.skipif(not kernels.is_compiled(), reason="no C compiler was there when tilecov was installed")
+
+
+@needs_c
 @pytest.mark.parametrize("name", ["chase", "prepare", "apply"])
 def test_c_refuses_sizes_that_are_not_those_of_its_buffers(name: str) -> None:
     call = getattr(import_module("tilecov.pipeline.svd._chase"), name)
@@ -302,6 +313,7 @@ def test_c_refuses_sizes_that_are_not_those_of_its_buffers(name: str) -> None:
         call(*sound[:-1])
 
 
+@needs_c
 def test_c_refuses_sweeps_that_a_matrix_does_not_have() -> None:
     call = import_module("tilecov.pipeline.svd._chase").chase
     matrix, kept, progress, *_ = _kernel_arguments()["chase"]
