@@ -17,7 +17,6 @@ from .errors import OtherJobError
 from .executors import SerialExecutor, TaskExecutor, run_all
 from .job import Job
 from .ledgers import combine
-from .methods import WIDTH
 from .momentstore import MomentsStore, Source, Whole, uint8_origin
 from .observer import Observer
 from .plan import Plan, Span, make_groups
@@ -188,29 +187,21 @@ class Context:
         done |= dict(self._run_tasks(todo, work, lambda record: (record["tiles"], 0)))
         return list(done.values())
 
-    @property
-    def band_width(self) -> int:
-        """Half-width of the band: of the one that was begun, which a plan with other memory may not have chosen."""
-        begun = self.run.commits("band").values()
-        return next((int(record.get("width", WIDTH)) for record in begun), self.plan.band_width)
-
     def make_slabs(self, work: Work, rank: int) -> list[Record]:
         """Run the tasks of all eigenvectors that are not committed yet; return all records.
 
         A task is a slab, or a tile column where slabs are narrower, so that a tile has one writer.
         """
-        (record,) = self.run.commits("tridiagonal").values()
+        done, (record,) = self.run.commits("vectors"), self.run.commits("tridiagonal").values()
         common = self._common("vectors", with_origin=False)
         slabs = Tiling(rank, max(self.plan.slab, self.plan.tile))
         tasks = [
             SlabTask(
-                **common, name=f"{columns.start:08d}-{columns.stop:08d}", start=columns.start, stop=columns.stop,
-                step=self.plan.slab, width=self.band_width, precision=self.plan.precision, record=record,
+                **common, name=f"{columns.start // self.plan.tile:05d}", start=columns.start, stop=columns.stop,
+                step=self.plan.slab, width=self.plan.band_width, precision=self.plan.precision, record=record,
             )
             for columns in slabs.spans()
         ]  # fmt: skip
-        named, found = {task.name for task in tasks}, self.run.commits("vectors")
-        done = {name: record for name, record in found.items() if name in named}  # not those of another plan's slabs
         self.observer.stage("vectors", rank, "eigenvectors")
         self.observer.advance(sum(record["columns"] for record in done.values()))
         todo = [task for task in tasks if task.name not in done]

@@ -7,7 +7,7 @@ from functools import cached_property
 from .costs import CERTIFICATE_BYTES, EIGH_FLOPS, Costs, StagePlan, tile_of, upper_entries
 from .errors import DoesNotFitError
 from .sizes import show_size
-from .svd.kernels import is_compiled
+from .svd.kernels import compiled_for
 
 LAPACK_LIMIT = 32_767
 """Columns from which LAPACK's 32-bit workspace sizes overflow."""
@@ -190,15 +190,14 @@ class Methods:
         width = WIDTHS[precision]
         fixed = costs.base + 4 * costs.tile_bytes
         whole = upper_entries(self.size) * width
-        in_c = is_compiled() and costs.machine.device == "cpu"
-        reach = NARROW
+        in_c, reach = self._is_in_c, NARROW
         least = least_bytes(self.size, reach, getattr(torch, precision))
         if not in_c or fixed + least + whole > self.allowed:
             reach = WIDTH
             least = least_bytes(self.size, reach, getattr(torch, precision))
         budget = max(least, min(self.allowed - fixed, least + whole))
         flops = BAND[in_c].flops(self.size), VECTORS[in_c].flops(self.size, costs.rank / self.size)
-        chase = CHASE_SECONDS[is_compiled()] * reach * self.size**2
+        chase = CHASE_SECONDS[compiled_for(self.size) is not None] * reach * self.size**2
         rate = costs.machine.flops64 if width == 8 else costs.machine.flops32
         matrix = upper_entries(self.size) * width
         first = costs.stage(
@@ -227,7 +226,8 @@ class Methods:
         """Return how many eigenvectors are made at a time: tile columns, or a part of one, as many as fit."""
         tile, rank = tile_of(self.size), self.costs.rank
         columns = -(-rank // tile)
-        tasks = max(1, min(columns, max(-(-rank // SLAB), self.costs.machines)))
+        workers = max(self.costs.job.workers, self.costs.machine.workers)
+        tasks = max(1, min(columns, max(-(-rank // SLAB), workers)))
         slab = min(rank, tile * -(-columns // tasks))
         while slab > 32 and self.costs.base + self._slab_bytes(slab, width) > self.allowed:
             if slab > tile:
@@ -239,7 +239,13 @@ class Methods:
 
     def _slab_bytes(self, slab: int, width: int) -> int:
         """Bytes of a slab while it is transformed, of panels, a group of reflectors and the merges' data."""
-        return 3 * self.size * slab * width + self.size * (5 * WIDTH * width + 96 * 8) + (16 << 20)
+        blocks = 0 if self._is_in_c else 40 * WIDTH  # of reflectors, made in float64
+        return 3 * self.size * slab * width + self.size * (5 * WIDTH * width + 96 * 8 + blocks) + (16 << 20)
+
+    @property
+    def _is_in_c(self) -> bool:
+        """Whether C applies the reflectors."""
+        return compiled_for(self.size) is not None and self.costs.machine.device == "cpu"
 
     def _randomized(self) -> Iterator[Decomposition]:
         if self.costs.job.rank == "full":

@@ -192,7 +192,7 @@ def blocked_of(context: Context) -> Blocked:
     """Return the blocked decomposition of this run."""
     folder = context.run.folder(SPECTRUM)
     device = choose_device(context.job.device)
-    return Blocked(folder, context.plan.size, context.band_width, dtype_in(context), device)
+    return Blocked(folder, context.plan.size, context.plan.band_width, dtype_in(context), device)
 
 
 def _keep(context: Context, values: torch.Tensor, vectors: torch.Tensor, record: dict[str, Any]) -> None:

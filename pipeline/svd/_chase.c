@@ -20,14 +20,19 @@
 /* Wait till `steps` of a sweep are done; returns 0 where the number after the last sweep's says that there is no need. */
 static int has_come(const int64_t *progress, Py_ssize_t sweep, int64_t steps, Py_ssize_t sweeps)
 {
-    for (int tries = 0; __atomic_load_n(progress + sweep, __ATOMIC_ACQUIRE) < steps; tries++) {
+    int tries = 0;
+    while (__atomic_load_n(progress + sweep, __ATOMIC_ACQUIRE) < steps) {
         if (__atomic_load_n(progress + sweeps, __ATOMIC_ACQUIRE) != 0)
             return 0;
-        if (tries > 1000) /* a step takes some microseconds, unless another program has the other core */
+        if (tries < 1000)
+            tries++;
+        else /* a step takes some microseconds, unless another program has the other core */
             sched_yield();
     }
     return 1;
 }
+
+_Static_assert(sizeof(Py_ssize_t) == 8, "sizes are multiplied");
 
 typedef double wide __attribute__((vector_size(64), aligned(8), may_alias));
 #define AT(array, i) (*(wide *)((array) + (i)))

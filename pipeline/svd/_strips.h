@@ -57,17 +57,15 @@ TARGET static inline void STRIP(four)(const REAL *restrict v, const REAL *restri
 TARGET static void STRIP(apply)(const void *group, const void *couplings, Py_ssize_t steps, Py_ssize_t fours, Py_ssize_t reach, void *strip, Py_ssize_t rows)
 {
     const Py_ssize_t length = 4 * (reach + 3), line = 128 / VECTOR;
-    const REAL *end = (const REAL *)group + steps * fours * length;
     for (Py_ssize_t step = 0; step < steps; step++)
         for (Py_ssize_t four = fours - 1; four >= 0; four--) {
-            const REAL *v = (const REAL *)group + (step * fours + four) * length;
-            const REAL *g = (const REAL *)couplings + (step * fours + four) * 6;
+            const Py_ssize_t here = step * fours + four, next = four > 1 ? here - 2 : here + 2 * fours - 2;
+            const REAL *v = (const REAL *)group + here * length;
+            const REAL *g = (const REAL *)couplings + here * 6;
             const Py_ssize_t top = step * reach + 4 * four, left = rows - top;
             /* They come from far away, and their last page says nothing of the next. */
-            const REAL *next = four > 1 ? v - 2 * length : v + (2 * fours - 2) * length;
-            if (next + length <= end)
-                for (Py_ssize_t i = 0; i < length; i += 64 / (Py_ssize_t)sizeof(REAL))
-                    __builtin_prefetch(next + i);
+            for (Py_ssize_t i = 0; i < length && next < steps * fours; i += 64 / (Py_ssize_t)sizeof(REAL))
+                __builtin_prefetch((const REAL *)group + next * length + i);
             for (Py_ssize_t part = 0; part < line && left > 0; part += 2)
                 STRIP(four)(v, g, (STRIP(vector) *)strip + top * line + part, left < reach + 3 ? left : reach + 3);
         }
@@ -84,9 +82,9 @@ TARGET static void STRIP(prepare)(const void *kept, Py_ssize_t steps, Py_ssize_t
             REAL *g = (REAL *)couplings + (step * fours + four) * 6;
             for (Py_ssize_t place = 0; place < 4; place++) {
                 const Py_ssize_t sweep = 4 * four + 3 - place;
-                const REAL *from = (const REAL *)kept + (step * count + sweep) * reach;
+                const Py_ssize_t from = (step * count + sweep) * reach;
                 for (Py_ssize_t i = 0; i < reach && sweep < count; i++)
-                    v[4 * (i + 3 - place) + place] = from[i];
+                    v[4 * (i + 3 - place) + place] = ((const REAL *)kept)[from + i];
             }
             double sums[6] = {0};
             for (Py_ssize_t i = 0; i < reach + 3; i++) {

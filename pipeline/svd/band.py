@@ -108,7 +108,7 @@ class _Reduction:
         for i, span in enumerate(kept.rows.spans()):
             kept.write(i, 0, values[span])
         self.scratch.sync()
-        commit(COMMIT, {"blocks": waiting.first // self.width, "generation": generation, "width": self.width})
+        commit(COMMIT, {"blocks": waiting.first // self.width, "generation": generation})
         self.tiles.advance()
 
     def room(self, first: int) -> int:
@@ -297,7 +297,7 @@ def reduce_to_band(
                     reduction.checkpoint(reduction.waiting, commit)
             reduction.finish_writing()
         scratch.sync()
-        commit(COMMIT, {"blocks": blocks, "generation": 0, "width": width})
+        commit(COMMIT, {"blocks": blocks, "generation": 0})
     drop_generations(scratch)
 
 

@@ -13,7 +13,7 @@ step at once, in a few calls.
 import contextlib
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from functools import partial
 from types import ModuleType
 
@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from . import kernels
 from .chase_reflectors import Sweeps, single_threaded
+from .kernels import compiled_for
 
 Vectors = npt.NDArray[np.float64]
 
@@ -36,7 +36,7 @@ def tridiagonalize(band: Vectors, keep: Callable[[int, Vectors], None], *, group
     """Return the diagonal (d,) and the off-diagonal (d - 1,) of a tridiagonal T, ``B = Q T Q.T``.
 
     ``Sweeps(d, b, group)`` tells the groups of reflectors whose product is Q; ``apply`` applies it. About 7 b d^2
-    floating point operations; in memory are 3 b d numbers and the group that is being made, or, where nothing was
+    floating point operations; in memory are 3 b d numbers and two groups, or, where nothing was
     compiled, about d / (2 b) + 2 ``group`` sweeps of d numbers each.
 
     Parameters
@@ -65,8 +65,9 @@ def tridiagonalize(band: Vectors, keep: Callable[[int, Vectors], None], *, group
     exponent = int(np.frexp(largest)[1])
     np.ldexp(matrix, -exponent, out=matrix)  # a power of 2 costs no digit, and squares stay in range
     with single_threaded() as threads:
-        if kernels.compiled is not None:
-            _chase_in_c(kernels.compiled, matrix, sweeps, keep, threads)
+        compiled = compiled_for(size)
+        if compiled is not None:
+            _chase_in_c(compiled, matrix, sweeps, keep, threads)
         else:
             _chase(matrix, sweeps, keep)
     return np.ldexp(matrix[:size, 0], exponent), np.ldexp(matrix[: size - 1, 1], exponent)
@@ -96,7 +97,8 @@ def _chase_in_c(
 
     def hand_out() -> None:
         number, kept, shares = waiting.popleft()
-        for share in shares:
+        ended, _ = wait(shares, return_when=FIRST_EXCEPTION)  # where one failed, the others wait for its steps
+        for share in ended:
             share.result()
         keep(number, kept)
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from . import kernels
+from .kernels import compiled_for
 
 Numbers = npt.NDArray[Any]
 
@@ -88,8 +88,8 @@ def apply(sweeps: Sweeps, load: Callable[[int], Numbers], slab: torch.Tensor) ->
 
     The groups are loaded once each, the last one first, while what was loaded before is being applied. Each of torch's
     threads has its own columns of the slab; one slab at a time in a process. On a CPU where C was compiled, 2 d^2 w
-    operations, and in memory are 64 MiB of groups or a quarter of the slab, but two groups at least, and d x 128 bytes
-    a thread; elsewhere 3 d^2 w operations, and two groups, about 4 times each.
+    operations, and in memory are 64 MiB of groups or a quarter of the slab, three groups more, and d x 128 bytes a
+    thread, but no more than the slab; elsewhere 3 d^2 w operations, and two groups, about 4 times each.
 
     Parameters
     ----------
@@ -115,8 +115,9 @@ def apply(sweeps: Sweeps, load: Callable[[int], Numbers], slab: torch.Tensor) ->
         return kept.astype(str(slab.dtype).removeprefix("torch."), copy=False)
 
     with single_threaded() as threads:
-        if kernels.compiled is not None and slab.device.type == "cpu":
-            _apply_to_strips(kernels.compiled, sweeps, loaded, slab, threads)
+        compiled = compiled_for(sweeps.size) if slab.device.type == "cpu" else None
+        if compiled is not None:
+            _apply_to_strips(compiled, sweeps, loaded, slab, threads)
         else:
             _apply_blocks(sweeps, loaded, slab, threads if slab.device.type == "cpu" else 1)
 
@@ -126,6 +127,7 @@ def _apply_to_strips(
 ) -> None:
     """Apply the reflectors, four at a time, to strips of the slab that stay in a core's caches."""
     columns = _STRIP // slab.itemsize
+    threads = min(threads, max(1, -(-slab.shape[1] // columns)))
     strips = [torch.zeros((len(slab), columns), dtype=slab.dtype) for _ in range(threads)]
 
     def work(strip: torch.Tensor, starts: Iterator[int], groups: list[tuple[int, Numbers, Numbers]]) -> None:
@@ -197,6 +199,7 @@ def _apply_blocks(sweeps: Sweeps, load: Callable[[int], Numbers], slab: torch.Te
     with ThreadPoolExecutor(shares) as pool:
         for number in reversed(range(len(sweeps))):
             kept = load(number)
+            kept = kept if kept.flags.writeable else kept.copy()  # torch says that it would write to it
             transposed = _transposed(torch.from_numpy(kept).to(slab))
             factors = torch.from_numpy(left_factors(kept)).to(slab)
             for one in under_way:

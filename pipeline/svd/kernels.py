@@ -8,12 +8,15 @@ tilecov was installed, and on other devices than CPUs, NumPy and torch do the sa
 from importlib import import_module
 from types import ModuleType
 
+LARGEST = 1 << 19
+"""Columns up to which the C functions count."""
+
 try:
     compiled: ModuleType | None = import_module("._chase", __package__)
 except ImportError:  # pragma: no cover - no compiler was there
     compiled = None
 
 
-def is_compiled() -> bool:
-    """Return whether the C functions are there."""
-    return compiled is not None
+def compiled_for(size: int) -> ModuleType | None:
+    """Return the C functions for matrices of ``size`` columns; None where there are none."""
+    return compiled if size <= LARGEST else None

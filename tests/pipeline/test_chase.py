@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +65,13 @@ def chase(band: Matrix, group: int) -> tuple[Matrix, Matrix, Sweeps, Groups]:
 
 def loading(groups: Groups, dtype: type = np.float64) -> Callable[[int], Numbers]:
     """Return how a group is loaded whose reflectors were rounded to ``dtype``."""
-    return lambda number: groups[number].astype(dtype)
+
+    def load(number: int) -> Numbers:
+        kept = groups[number].astype(dtype)
+        kept.flags.writeable = False  # as what is read from files
+        return kept
+
+    return load
 
 
 def one_by_one(sweeps: Sweeps, groups: Groups) -> Matrix:
@@ -287,7 +295,7 @@ def _kernel_arguments() -> dict[str, list[object]]:
     }
 
 
-needs_c = pytest.mark.skipif(not kernels.is_compiled(), reason="no C compiler was there when tilecov was installed")
+needs_c = pytest.mark.skipif(kernels.compiled is None, reason="no C compiler was there when tilecov was installed")
 
 
 @needs_c
@@ -320,6 +328,30 @@ def test_c_refuses_sweeps_that_a_matrix_does_not_have() -> None:
     for size, reach, first, count in ((20, 20, 0, 6), (20, 4, 13, 6), (20, 4, 18, 1)):
         with pytest.raises(ValueError, match="do not fit"):
             call(matrix, kept, progress, size, reach, first, count, 0, 1)
+
+
+@needs_c
+def test_a_thread_that_fails_does_not_leave_the_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_module("tilecov.pipeline.svd._chase")
+
+    def failing(*arguments: Any) -> None:
+        if arguments[-2] == 1:
+            raise MemoryError("no room")
+        module.chase(*arguments)
+
+    monkeypatch.setattr(kernels, "compiled", SimpleNamespace(chase=failing))
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(MemoryError, match="no room"):
+            tridiagonalize(random_band(4, 300), lambda number, kept: None, group=40)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_matrices_too_large_for_c_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "LARGEST", 30)
+    monkeypatch.setattr(kernels, "compiled", kernels.compiled and SimpleNamespace())  # which has no functions
+    assert_decomposes(random_band(4, 31), 3)
 
 
 def test_torch_has_its_threads_again() -> None:

@@ -17,6 +17,7 @@ from tilecov.pipeline.errors import DoesNotFitError
 from tilecov.pipeline.facts import DatasetFacts
 from tilecov.pipeline.machine import Machine
 from tilecov.pipeline.plan import Plan, make_groups, make_units
+from tilecov.pipeline.svd import kernels
 from tilecov.storage.listing import Shard
 
 GIB = 1 << 30
@@ -232,3 +233,27 @@ def test_a_given_sample_count_is_believed(shards: Callable[..., list[str]]) -> N
     fields = {"shards": tuple(shards(count=40)), "resolution": 4}
     assert inspect(Job(**fields, samples=123_456)).samples == 123_456
     assert 10 <= inspect(Job(**fields)).samples <= 160
+
+
+@pytest.mark.parametrize("workers", [1, 3, 16])
+@pytest.mark.parametrize("rank", [100, 1024, "full"])
+def test_slabs_are_as_wide_as_fits_and_enough_for_all_workers(workers: int, rank: Any) -> None:
+    planned = plan(job(svd="blocked", rank=rank, workers=workers), facts(), MACHINE)
+    wanted = planned.size if rank == "full" else rank
+    slabs, columns = -(-wanted // planned.slab), -(-wanted // planned.tile)
+    assert slabs >= min(workers, columns)
+    assert planned.slab % planned.tile == 0 or planned.slab == min(wanted, planned.tile)
+    assert planned.slab <= 8192
+    tight = plan(job(svd="blocked", rank=rank, workers=workers, memory="1GiB"), facts(), MACHINE)
+    assert tight.slab <= min(planned.slab, 4096)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_band_is_narrow_where_its_tiles_stay_and_c_chases(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr("tilecov.pipeline.svd.kernels.compiled", None)
+    elif not kernels.compiled:
+        pytest.skip("no C compiler was there when tilecov was installed")
+    sizes = (64, 128)  # 288 MiB of tiles, and 4.5 GiB
+    narrow, wide = (plan(job(svd="blocked", rank=500, memory="4GiB", resolution=r), facts(), MACHINE) for r in sizes)
+    assert (narrow.band_width, wide.band_width) == (64 if compiled else 128, 128)
