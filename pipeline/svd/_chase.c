@@ -10,10 +10,10 @@
 #include <math.h>
 #include <sched.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define SIZE_LIMIT (1 << 19) /* of each number: a product of three, 4 times as long and in bytes, stays below 2**63 */
+#define COUPLINGS 10 /* numbers that go with four reflectors */
 #define NEAR 8 /* sweeps that are chased together: at b = 64, what they touch is 1.5 MB */
 #define SMALLEST (DBL_MIN / DBL_EPSILON) /* as in chase.py */
 
@@ -199,7 +199,7 @@ static PyObject *prepare(PyObject *module, PyObject *arguments)
         const Py_ssize_t fours = (count + 3) / 4;
         if (holds(&kept, steps * count * reach, item, "what was kept")
             && holds(&group, steps * fours * 4 * (reach + 3), item, "the group")
-            && holds(&couplings, steps * fours * 6, item, "the couplings")) {
+            && holds(&couplings, steps * fours * COUPLINGS, item, "the couplings")) {
             Py_BEGIN_ALLOW_THREADS
             best.prepare[item == sizeof(double)](kept.buf, steps, count, reach, group.buf, couplings.buf);
             Py_END_ALLOW_THREADS
@@ -223,7 +223,7 @@ static PyObject *apply(PyObject *module, PyObject *arguments)
         if (strip.len % 128 != 0 || first > strip.len / 128) {
             PyErr_Format(PyExc_ValueError, "a strip of %zd bytes has no rows of 128 from row %zd on", strip.len, first);
         } else if (holds(&group, steps * fours * 4 * (reach + 3), item, "the group")
-                   && holds(&couplings, steps * fours * 6, item, "the couplings")) {
+                   && holds(&couplings, steps * fours * COUPLINGS, item, "the couplings")) {
             Py_BEGIN_ALLOW_THREADS
             FLUSHING
             best.apply[item == sizeof(double)](

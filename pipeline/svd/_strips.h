@@ -3,9 +3,13 @@
  *
  * Four reflectors are applied in one go, so that a row is loaded and stored half as often as it would be by pairs. They
  * are those of four sweeps, the last one first, each of which begins a row further up. `prepare` lays them side by side,
- * (b + 3, 4), with zeros where one has no row. With g_ij = v_i'v_j,
+ * (b + 3, 4), with zeros where one has no row. With g_ij = v_i'v_j, and 1 + h_i = 2 / v_i'v_i,
+ * where h_i is what rounding has left,
  *
- *     s_0 = v_0'X;    s_1 = v_1'X - g_10 s_0;    s_2 = v_2'X - g_20 s_0 - g_21 s_1;    ...    X - v_0 s_0 - v_1 s_1 - ...
+ *     s_0 = (1 + h_0) v_0'X;    s_1 = (1 + h_1) (v_1'X - g_10 s_0);    s_2 = (1 + h_2) (v_2'X - g_20 s_0 - g_21 s_1);    ...
+ *     X - v_0 s_0 - v_1 s_1 - v_2 s_2 - v_3 s_3
+ *
+ * so that what is applied is orthogonal for any v, as the blocks of `left_factors` are.
  */
 typedef REAL STRIP(vector) __attribute__((vector_size(VECTOR), aligned(sizeof(REAL)), may_alias));
 
@@ -25,6 +29,12 @@ typedef REAL STRIP(vector) __attribute__((vector_size(VECTOR), aligned(sizeof(RE
         s##3 += (numbers)[3] * left, t##3 += (numbers)[3] * right; \
     } while (0)
 
+#if VECTOR == 16 /* where no product is fused with its difference, this rounds x once and costs the same */
+#define LESS(x, a, b, c, d) ((x) - (((a) + (b)) + ((c) + (d))))
+#else
+#define LESS(x, a, b, c, d) ((x) - (a) - (b) - (c) - (d))
+#endif
+
 TARGET static inline void STRIP(four)(const REAL *restrict v, const REAL *restrict g, STRIP(vector) *restrict x, Py_ssize_t count)
 {
     const Py_ssize_t line = 128 / VECTOR; /* vectors in a row, of which two are worked on */
@@ -40,20 +50,29 @@ TARGET static inline void STRIP(four)(const REAL *restrict v, const REAL *restri
 #endif
     for (; i < count; i++)
         ADD_ROW(v + 4 * i, x + line * i, s, t);
+    const REAL *h = g + 6;
+    s0 += h[0] * s0;
+    t0 += h[0] * t0;
     s1 -= g[0] * s0;
     t1 -= g[0] * t0;
+    s1 += h[1] * s1;
+    t1 += h[1] * t1;
     s2 = s2 - g[1] * s0 - g[2] * s1;
     t2 = t2 - g[1] * t0 - g[2] * t1;
+    s2 += h[2] * s2;
+    t2 += h[2] * t2;
     s3 = s3 - g[3] * s0 - g[4] * s1 - g[5] * s2;
     t3 = t3 - g[3] * t0 - g[4] * t1 - g[5] * t2;
+    s3 += h[3] * s3;
+    t3 += h[3] * t3;
     for (i = 0; i < count; i++) {
-        x[line * i] = x[line * i] - v[4 * i] * s0 - v[4 * i + 1] * s1 - v[4 * i + 2] * s2 - v[4 * i + 3] * s3;
-        x[line * i + 1] = x[line * i + 1] - v[4 * i] * t0 - v[4 * i + 1] * t1 - v[4 * i + 2] * t2 - v[4 * i + 3] * t3;
+        x[line * i] = LESS(x[line * i], v[4 * i] * s0, v[4 * i + 1] * s1, v[4 * i + 2] * s2, v[4 * i + 3] * s3);
+        x[line * i + 1] = LESS(x[line * i + 1], v[4 * i] * t0, v[4 * i + 1] * t1, v[4 * i + 2] * t2, v[4 * i + 3] * t3);
     }
 }
 
 /* All reflectors of a group, (steps, fours, b + 3, 4), on the `rows` rows of the strip that begin where the first one
- * does; `couplings` is (steps, fours, 6). */
+ * does; `couplings` is (steps, fours, COUPLINGS): g_10, g_20, g_21, g_30, g_31, g_32, and h_0 to h_3. */
 TARGET static void STRIP(apply)(const void *group, const void *couplings, Py_ssize_t steps, Py_ssize_t fours, Py_ssize_t reach, void *strip, Py_ssize_t rows)
 {
     const Py_ssize_t length = 4 * (reach + 3), line = 128 / VECTOR;
@@ -61,7 +80,7 @@ TARGET static void STRIP(apply)(const void *group, const void *couplings, Py_ssi
         for (Py_ssize_t four = fours - 1; four >= 0; four--) {
             const Py_ssize_t here = step * fours + four, next = four > 1 ? here - 2 : here + 2 * fours - 2;
             const REAL *v = (const REAL *)group + here * length;
-            const REAL *g = (const REAL *)couplings + here * 6;
+            const REAL *g = (const REAL *)couplings + here * COUPLINGS;
             const Py_ssize_t top = step * reach + 4 * four, left = rows - top;
             /* They come from far away, and their last page says nothing of the next. */
             for (Py_ssize_t i = 0; i < length && next < steps * fours; i += 64 / (Py_ssize_t)sizeof(REAL))
@@ -79,14 +98,14 @@ TARGET static void STRIP(prepare)(const void *kept, Py_ssize_t steps, Py_ssize_t
     for (Py_ssize_t step = 0; step < steps; step++)
         for (Py_ssize_t four = 0; four < fours; four++) {
             REAL *v = (REAL *)group + (step * fours + four) * 4 * (reach + 3);
-            REAL *g = (REAL *)couplings + (step * fours + four) * 6;
+            REAL *g = (REAL *)couplings + (step * fours + four) * COUPLINGS;
             for (Py_ssize_t place = 0; place < 4; place++) {
                 const Py_ssize_t sweep = 4 * four + 3 - place;
                 const Py_ssize_t from = (step * count + sweep) * reach;
                 for (Py_ssize_t i = 0; i < reach && sweep < count; i++)
                     v[4 * (i + 3 - place) + place] = ((const REAL *)kept)[from + i];
             }
-            double sums[6] = {0};
+            double sums[COUPLINGS] = {0};
             for (Py_ssize_t i = 0; i < reach + 3; i++) {
                 const double a = v[4 * i], b = v[4 * i + 1], c = v[4 * i + 2], d = v[4 * i + 3];
                 sums[0] += b * a;
@@ -95,9 +114,13 @@ TARGET static void STRIP(prepare)(const void *kept, Py_ssize_t steps, Py_ssize_t
                 sums[3] += d * a;
                 sums[4] += d * b;
                 sums[5] += d * c;
+                sums[6] += a * a;
+                sums[7] += b * b;
+                sums[8] += c * c;
+                sums[9] += d * d;
             }
-            for (int i = 0; i < 6; i++)
-                g[i] = (REAL)sums[i];
+            for (int i = 0; i < COUPLINGS; i++)
+                g[i] = (REAL)(i < 6 ? sums[i] : sums[i] > 0 ? 2 / sums[i] - 1 : 0);
         }
 }
 
@@ -105,3 +128,4 @@ TARGET static void STRIP(prepare)(const void *kept, Py_ssize_t steps, Py_ssize_t
 #undef STRIP
 #undef HELD
 #undef ADD_ROW
+#undef LESS

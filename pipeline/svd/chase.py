@@ -36,8 +36,8 @@ def tridiagonalize(band: Vectors, keep: Callable[[int, Vectors], None], *, group
     """Return the diagonal (d,) and the off-diagonal (d - 1,) of a tridiagonal T, ``B = Q T Q.T``.
 
     ``Sweeps(d, b, group)`` tells the groups of reflectors whose product is Q; ``apply`` applies it. About 7 b d^2
-    floating point operations; in memory are 3 b d numbers and two groups, or, where nothing was
-    compiled, about d / (2 b) + 2 ``group`` sweeps of d numbers each.
+    floating point operations; in memory are 3 b d numbers and two groups, or, where nothing was compiled, about
+    d / (2 b) + 2 ``group`` sweeps of d numbers each.
 
     Parameters
     ----------

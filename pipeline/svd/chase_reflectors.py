@@ -5,7 +5,6 @@ identity. Step k of sweep s acts on the rows ``[s + 1 + k b, s + 1 + (k + 1) b)`
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +22,8 @@ Numbers = npt.NDArray[Any]
 
 _STRIP = 128
 """Bytes of a strip's rows: the 3 b rows or fewer that a step touches stay in a core's first cache."""
+_COUPLINGS = 10
+"""Numbers that go with four reflectors in `_chase.c`."""
 _LOADED = 32 << 20
 """Bytes of reflectors that are applied to a strip at a time; while they are, as many are loaded."""
 
@@ -108,22 +109,26 @@ def apply(sweeps: Sweeps, load: Callable[[int], Numbers], slab: torch.Tensor) ->
     if slab.ndim != 2 or len(slab) != sweeps.size:
         raise ValueError(f"a slab has shape ({sweeps.size}, w), one of {tuple(slab.shape)} was given")
 
+    dtype = str(slab.dtype).removeprefix("torch.")
+
     def loaded(number: int) -> Numbers:
         kept = load(number)
         if kept.shape != sweeps.shape(number):
             raise ValueError(f"group {number} has shape {sweeps.shape(number)}, one of {kept.shape} was loaded")
-        return kept.astype(str(slab.dtype).removeprefix("torch."), copy=False)
+        return kept.astype(dtype, order="C", copy=False)
 
+    if not len(sweeps):
+        return
     with single_threaded() as threads:
         compiled = compiled_for(sweeps.size) if slab.device.type == "cpu" else None
         if compiled is not None:
-            _apply_to_strips(compiled, sweeps, loaded, slab, threads)
+            _apply_to_strips(compiled, sweeps, loaded, slab, threads, dtype)
         else:
             _apply_blocks(sweeps, loaded, slab, threads if slab.device.type == "cpu" else 1)
 
 
 def _apply_to_strips(
-    compiled: ModuleType, sweeps: Sweeps, load: Callable[[int], Numbers], slab: torch.Tensor, threads: int
+    compiled: ModuleType, sweeps: Sweeps, load: Callable[[int], Numbers], slab: torch.Tensor, threads: int, dtype: str
 ) -> None:
     """Apply the reflectors, four at a time, to strips of the slab that stay in a core's caches."""
     columns = _STRIP // slab.itemsize
@@ -143,7 +148,8 @@ def _apply_to_strips(
 
     under_way: list[Future[None]] = []
     with ThreadPoolExecutor(threads) as pool:
-        for groups in _prepared(compiled, sweeps, load, min(_LOADED, slab.nbytes // 8)):
+        most = min(_LOADED, slab.nbytes // 8) // slab.itemsize
+        for groups in _prepared(compiled, sweeps, load, dtype, most):
             for one in under_way:
                 one.result()
             starts = iter(range(0, slab.shape[1], columns))  # each thread takes the next one
@@ -165,27 +171,26 @@ class _Room:
 
 
 def _prepared(
-    compiled: ModuleType, sweeps: Sweeps, load: Callable[[int], Numbers], most: int
+    compiled: ModuleType, sweeps: Sweeps, load: Callable[[int], Numbers], dtype: str, most: int
 ) -> Iterator[list[tuple[int, Numbers, Numbers]]]:
-    """Yield lists of groups, ``most`` bytes each, the last group first: their first rows, and what `_chase.c` takes."""
-    rooms: deque[_Room] = deque()
+    """Yield lists of groups, ``most`` numbers each, the last group first: first rows, and what `_chase.c` takes."""
+
+    def forms(number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        steps, count, reach = sweeps.shape(number)
+        fours = -(-count // 4)
+        return (steps, fours, reach + 3, 4), (steps, fours, _COUPLINGS)
+
+    largest = sum(math.prod(form) for form in forms(0))
+    here, other = (_Room(np.empty(most + largest, dtype)) for _ in range(2))  # one list is used while one is made
     groups: list[tuple[int, Numbers, Numbers]] = []
     for number in reversed(range(len(sweeps))):
-        kept = np.ascontiguousarray(load(number))
-        steps, count, reach = kept.shape
-        fours = -(-count // 4)
-        if not rooms:  # one for the list that is used, one for the next
-            longest, most = sweeps.steps(0), most // kept.itemsize
-            largest = longest * -(-sweeps.group // 4) * (4 * (reach + 3) + 6)
-            rooms.extend(_Room(np.empty(most + largest, kept.dtype)) for _ in range(2))
-        group, couplings = rooms[0].take(steps, fours, reach + 3, 4), rooms[0].take(steps, fours, 6)
-        compiled.prepare(kept, group, couplings, steps, count, reach, kept.itemsize)
+        group, couplings = (here.take(*form) for form in forms(number))
+        compiled.prepare(load(number), group, couplings, *sweeps.shape(number), group.itemsize)
         groups.append((number * sweeps.group + 1, group, couplings))
-        if number == 0 or rooms[0].used >= most:
+        if number == 0 or here.used >= most:
             yield groups
-            groups = []
-            rooms.rotate()
-            rooms[0].used = 0
+            groups, here, other = [], other, here
+            here.used = 0
 
 
 def _apply_blocks(sweeps: Sweeps, load: Callable[[int], Numbers], slab: torch.Tensor, shares: int) -> None:

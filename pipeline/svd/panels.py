@@ -11,8 +11,8 @@ from tilecov.storage.partials import DamagedTileError, Partial
 
 from ..ahead import ahead
 
-_ROWS = 4096  # of a panel in float64 at a time, and in one file
-_FEW = 256  # rows of some panels in float64 at a time, which take no new pages
+_ROWS = 4096  # of a panel in one file
+_FEW = 256  # rows of panels in float64 at a time, which take no new pages
 _JOINED = 256  # columns of panels that are applied as one: products with fewer take more of their time for memory
 
 _FORM = "panels.json"
@@ -54,10 +54,7 @@ def factor(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     V.tril_(-1)
     V.diagonal().copy_((tau != 0).to(V.dtype))
     V[:, :count] *= tau != 0
-    inverse = torch.zeros((width, width), dtype=torch.float64, device=block.device)
-    for start in range(0, rows, _ROWS):
-        part = V[start : start + _ROWS].double()
-        inverse.addmm_(part.T, part)
+    inverse = _product(V, V)
     diagonal = inverse.diagonal() / 2
     inverse.triu_(1).diagonal().copy_(torch.where(diagonal == 0, 1, diagonal))
     identity = torch.eye(width, dtype=torch.float64, device=block.device)
@@ -177,7 +174,7 @@ class Panels:
 
 def _product(one: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Return ``one.T @ others``, (b, w) float64, of panels of any type."""
-    total = torch.zeros((one.shape[1], others.shape[1]), dtype=torch.float64)
+    total = torch.zeros((one.shape[1], others.shape[1]), dtype=torch.float64, device=one.device)
     for start in range(0, len(one), _FEW):
         rows = slice(start, start + _FEW)
         total.addmm_(one[rows].double().T, others[rows].double())

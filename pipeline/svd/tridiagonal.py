@@ -52,11 +52,11 @@ class _Leaf:
 
     matrix: torch.Tensor
 
-    def choose(self, block: torch.Tensor, columns: torch.Tensor, _scratch: "_Scratch") -> None:
+    def choose(self, block: torch.Tensor, columns: torch.Tensor, _scratch: _Scratch) -> None:
         """Write the eigenvectors ``columns`` into ``block`` (n, w)."""
         block.copy_(self.matrix[:, columns])
 
-    def turn(self, block: torch.Tensor, _scratch: "_Scratch") -> None:
+    def turn(self, block: torch.Tensor, _scratch: _Scratch) -> None:
         """Multiply ``block`` (n, w) by the eigenvectors, in place."""
         block.copy_(self.matrix.to(block.device, block.dtype) @ block)
 
@@ -133,7 +133,7 @@ class _Merge:
     rotations: _Rotations
     secular: Secular
 
-    def choose(self, block: torch.Tensor, columns: torch.Tensor, scratch: "_Scratch") -> None:
+    def choose(self, block: torch.Tensor, columns: torch.Tensor, scratch: _Scratch) -> None:
         """Write the eigenvectors ``columns`` into ``block`` (n, w); ``scratch`` has room for the larger piece."""
         sources = self.places.argsort()[columns].to(block.device)
         order, secular = self.order.to(block.device), self.secular.to(block.device)
@@ -149,7 +149,7 @@ class _Merge:
             block[order[rows]] = wide
         self._descend(block, scratch)
 
-    def turn(self, block: torch.Tensor, scratch: "_Scratch") -> None:
+    def turn(self, block: torch.Tensor, scratch: _Scratch) -> None:
         """Multiply ``block`` (n, w) by the eigenvectors, in place."""
         order, secular = self.order.to(block.device), self.secular.to(block.device)
         moved = scratch.moved[: block.numel()].view(block.shape)
@@ -161,7 +161,7 @@ class _Merge:
             block[order[rows]] = torch.mm(part, moved, out=product)
         self._descend(block, scratch)
 
-    def _descend(self, block: torch.Tensor, scratch: "_Scratch") -> None:
+    def _descend(self, block: torch.Tensor, scratch: _Scratch) -> None:
         self.rotations.apply(block)
         for child, part in ((self.left, block[: self.cut]), (self.right, block[self.cut :])):
             # What took no part in a merge is an eigenvector of one piece, and nothing is to be done for the other.

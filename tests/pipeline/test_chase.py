@@ -200,12 +200,10 @@ def test_a_float32_slab_is_as_good_as_its_digits(width: int, group: int) -> None
     apply(sweeps, loading(groups, np.float32), slab)
     assert float((slab - exact).norm()) <= 2e-6 * size**0.5
     gram = slab.double().T @ slab.double()
-    assert float((gram - torch.eye(size)).norm()) <= 1.5e-6 * size**0.5
+    assert float((gram - torch.eye(size)).norm()) <= 1e-6 * size**0.5
 
 
-def test_reflectors_rounded_to_float32_still_make_an_orthogonal_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of blocks, whose T is made from what was rounded; reflectors one by one are as orthogonal as float32 is."""
-    monkeypatch.setattr(kernels, "compiled", None)
+def test_reflectors_rounded_to_float32_still_make_an_orthogonal_matrix() -> None:
     size = 150
     _, _, sweeps, groups = chase(random_band(12, size), 6)
     slab = torch.eye(size, dtype=torch.float64)
@@ -287,7 +285,7 @@ def test_numbers_too_small_to_be_normal_do_no_harm() -> None:
 def _kernel_arguments() -> dict[str, list[object]]:
     """Arguments that are sound, of each function: d = 20, b = 4, sweeps 0 to 6."""
     steps, group = 5, np.zeros((5, 2, 7, 4), np.float32)
-    kept, couplings = np.zeros((steps, 6, 4), np.float32), np.zeros((steps, 2, 6), np.float32)
+    kept, couplings = np.zeros((steps, 6, 4), np.float32), np.zeros((steps, 2, 10), np.float32)
     return {
         "chase": [np.zeros(24 * 12), np.zeros((steps, 6, 4)), np.zeros(19, np.int64), 20, 4, 0, 6, 0, 1],
         "prepare": [kept, group, couplings, steps, 6, 4, 4],
