@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -12,8 +13,11 @@ import torch
 from tilecov.storage.tiling import Tiling
 
 from .shrinkage import trace_and_squares
+from .sliced import Multiplier
+from .slicedvectors import SlicedVectors
 from .svd.direct import SymmetricTiles
 from .svd.dual import Rows, centred
+from .units import units
 from .vectors import Array, Room, Slabs, Vectors, add_product, strips
 
 RESIDUAL_LIMIT = 3e-5
@@ -246,9 +250,7 @@ def certify(source: Source, slabs: Slabs, values: Array, budget: int, *, complet
     whole = complete or rank == size
     largest = float(values.max(initial=0.0))
     trace, frobenius = source.norms()
-    vectors = Vectors(slabs, size, rank, budget, source.beside(rank))
-    residual = math.sqrt(sum(source.residuals(vectors, values)))
-    orthogonality = _orthogonality(vectors, rank)
+    residual, orthogonality = _deviation(source, slabs, values, budget)
     total, norm = float(values.sum(dtype=np.float64)), float(np.linalg.norm(values.astype(np.float64)))
     smallest = float(values.min(initial=math.inf))
     return Certificate(
@@ -266,11 +268,35 @@ def certify(source: Source, slabs: Slabs, values: Array, budget: int, *, complet
 
 def orthogonality_of(slabs: Slabs, size: int, rank: int, budget: int) -> float:
     """Return ``||U^T U - I||_F / sqrt(k)`` of U (d, k); the parameters are those of ``certify``."""
-    return _orthogonality(Vectors(slabs, size, rank, budget), rank)
+    with _cut(slabs, size, rank, budget) as cut:
+        return _orthogonality(cut.deviations() if cut else _deviations(Vectors(slabs, size, rank, budget), rank), rank)
 
 
-def _orthogonality(vectors: Vectors, rank: int) -> float:
-    return math.sqrt(sum(_deviations(vectors, rank)) / max(1, rank))
+def _deviation(source: Source, slabs: Slabs, values: Array, budget: int) -> tuple[float, float]:
+    """Return ``||S U - U diag(LA)||_F`` and the orthogonality of U."""
+    size, rank = source.size, len(values)
+    if isinstance(source, OverTiles):
+        with _cut(slabs, size, rank, budget) as cut:
+            if cut:
+                residual = math.sqrt(sum(cut.residuals(source.matrix, values)))
+                return residual, _orthogonality(cut.deviations(), rank)
+    vectors = Vectors(slabs, size, rank, budget, source.beside(rank))
+    return math.sqrt(sum(source.residuals(vectors, values))), _orthogonality(_deviations(vectors, rank), rank)
+
+
+@contextmanager
+def _cut(slabs: Slabs, size: int, rank: int, budget: int) -> Iterator[SlicedVectors | None]:
+    """Yield U cut for int8 matrix units, where this machine has them and the budget takes it."""
+    functions = units()
+    if functions is None:
+        yield None
+        return
+    with Multiplier(functions) as multiplier:
+        yield SlicedVectors.hold(multiplier, slabs, size, rank, budget)
+
+
+def _orthogonality(squares: Iterator[float], rank: int) -> float:
+    return math.sqrt(sum(squares) / max(1, rank))
 
 
 def _ratio(error: float, scale: float) -> float:

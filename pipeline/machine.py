@@ -41,6 +41,8 @@ class Machine:
         Operations a second of its exact products of uint8 rows; 0 where they were not measured.
     kernel : str
         What multiplies those: int8 or float32; empty where each worker chooses for itself.
+    sliced : float
+        Operations a second of float32 products by the CPU's int8 matrix units; 0 where there are none.
     disk : float
         Bytes a second, written to the run folder and flushed.
     disk_free : int or None
@@ -62,6 +64,7 @@ class Machine:
     workers: int = 0
     exact: float = 0.0
     kernel: str = ""
+    sliced: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
@@ -156,6 +159,7 @@ def measure(device: str, folder: str | None = None) -> Machine:
     return Machine(
         cores(), memory_bytes(), resident_bytes(), *_product_rates(device), _disk_rate(folder), _disk_free(folder),
         choose_device(device).type, exact=_exact_rate(device), kernel=kernel.name,
+        sliced=_sliced_rate(),
     )  # fmt: skip
 
 
@@ -179,6 +183,23 @@ def _exact_rate(device: str) -> float:
     from .device import kernel_of, rate_of
 
     return rate_of(kernel_of(device), 1024, 1024)
+
+
+@cache
+def _sliced_rate() -> float:
+    """Return operations a second of products on int8 matrix units; measured once a process."""
+    import torch
+
+    from .sliced import Multiplier, Slices
+    from .units import units
+
+    functions, size = units(), 1024
+    if functions is None:
+        return 0.0
+    factor, total = Slices.empty(size, size), torch.zeros((size, size))
+    factor.scales.fill(0)
+    with Multiplier(functions) as multiplier:
+        return 2 * size**3 / _best_of(2, lambda: multiplier.add(total, factor, factor))
 
 
 def _best_of(times: int, call: Callable[[], Any]) -> float:

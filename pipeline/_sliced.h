@@ -1,0 +1,197 @@
+/* One kind of the kernels of _sliced.c: TARGET, NAMED and MULTIPLY (what multiplies two strips) are set before. */
+
+/* The factor that makes integers below TOP of numbers up to `largest` (its bits), and in `scale` what undoes it: powers
+ * of two, so that integers stay what they are. Numbers below 2**-126 may become zero. Where a number is not finite,
+ * neither is the scale, and the factor is zero. */
+TARGET static inline float NAMED(factor)(uint32_t largest, double *scale)
+{
+    if (largest >= 0x7f800000u) {
+        *scale = (double)NAN;
+        return 0.0f;
+    }
+    int exponent = (int)((largest + (0x7fffffu - TOP_BITS)) >> 23) - 127; /* one more where it would be above TOP */
+    exponent = exponent < -104 ? -104 : exponent;
+    const uint64_t undo = (uint64_t)(exponent - 22 + 1023) << 52;
+    const uint32_t make = (uint32_t)(22 - exponent + 127) << 23;
+    float factor;
+    memcpy(scale, &undo, sizeof undo);
+    memcpy(&factor, &make, sizeof make);
+    return factor;
+}
+
+/* Cut four rows of numbers, which lie `stride` apart, into the first rows of three tiles of a right factor. */
+TARGET static inline void NAMED(cut)(const float *rows, Py_ssize_t stride, const float *factor, uint8_t *tiles)
+{
+    uint32_t first[STRIP], second[STRIP], third[STRIP];
+    for (int i = 0; i < STRIP; i++)
+        first[i] = second[i] = third[i] = 0;
+    for (int q = 0; q < 4; q++)
+        for (int i = 0; i < STRIP; i++) {
+            const float number = factor[i] == 0.0f ? 0.0f : rows[q * stride + i] * factor[i];
+            const uint32_t digits = (uint32_t)((int32_t)rintf(number) + 0x808080);
+            first[i] |= (digits >> 16 & 0xff) << 8 * q;
+            second[i] |= (digits >> 8 & 0xff) << 8 * q;
+            third[i] |= (digits & 0xff) << 8 * q;
+        }
+    for (int i = 0; i < STRIP; i++) {
+        first[i] ^= 0x80808080u;
+        second[i] ^= 0x80808080u;
+        third[i] ^= 0x80808080u;
+    }
+    memcpy(tiles, first, sizeof first);
+    memcpy(tiles + TILE, second, sizeof second);
+    memcpy(tiles + 2 * TILE, third, sizeof third);
+}
+
+/* Copy ACROSS columns and keep the largest of each: rows lie pages apart, so as much of each as there are registers. */
+TARGET static inline void NAMED(take)(
+    const float *from, Py_ssize_t stride, Py_ssize_t depth, float *to, uint32_t *largest)
+{
+    strip found[ACROSS / STRIP] = {0};
+    for (Py_ssize_t row = 0; row < depth; row++)
+        for (int j = 0; j < ACROSS / STRIP; j++) {
+            const strip bits = STRIP_AT(from + row * stride + j * STRIP), size = bits & 0x7fffffff, more = size > found[j];
+            STRIP_AT(to + row * ACROSS + j * STRIP) = bits;
+            found[j] = (size & more) | (found[j] & ~more);
+        }
+    memcpy(largest, found, sizeof found);
+}
+
+/* Cut a block of `depth` rows of up to ACROSS columns, which lie `aside` apart; their strips lie `apart` bytes apart. */
+TARGET static void NAMED(cut_block)(
+    const float *from, Py_ssize_t stride, Py_ssize_t aside, Py_ssize_t depth, Py_ssize_t columns, float *copy,
+    uint8_t *slices, double *scales, Py_ssize_t apart, Py_ssize_t scales_apart)
+{
+    uint32_t largest[ACROSS];
+    float factor[STRIP];
+    const Py_ssize_t chunks = (depth + CHUNK - 1) / CHUNK;
+    memset(copy + depth * ACROSS, 0, (size_t)((chunks * CHUNK - depth) * ACROSS) * sizeof(float));
+    if (aside != 1 || columns < ACROSS) {
+        for (Py_ssize_t j = 0; j < ACROSS; j++)
+            for (Py_ssize_t row = 0; row < depth; row++)
+                copy[row * ACROSS + j] = j < columns ? from[row * stride + j * aside] : 0.0f;
+        from = copy;
+        stride = ACROSS;
+    }
+    NAMED(take)(from, stride, depth, copy, largest);
+    for (Py_ssize_t j = 0; j < columns; j += STRIP) {
+        uint8_t *tiles = slices + j / STRIP * apart;
+        for (Py_ssize_t i = 0; i < STRIP; i++)
+            factor[i] = NAMED(factor)(largest[j + i], scales + j / STRIP * scales_apart + i);
+        for (Py_ssize_t row = 0; row < chunks * CHUNK; row += 4)
+            NAMED(cut)(copy + row * ACROSS + j, ACROSS, factor, tiles + row / CHUNK * SLICES * TILE + row % CHUNK * STRIP);
+    }
+}
+
+/* Add to rows of a tile of the total what four sums of products of slices come to. */
+#define ADDED(kind, numbers) \
+    TARGET static inline void NAMED(add_##kind)(const tile *the, Py_ssize_t from, Py_ssize_t to) \
+    { \
+        for (Py_ssize_t i = from; i < to; i++) { \
+            const double scale = the->row_scales[i] * the->alpha; \
+            kind last[STRIP], *row = (kind *)the->total + i * the->stride, *place = the->columns == STRIP ? row : last; \
+            if (the->columns < STRIP) \
+                memcpy(last, row, (size_t)the->columns * sizeof(kind)); \
+            for (int j = 0; j < STRIP; j += 8) { \
+                const int32_t *at = the->sums + i * STRIP + j; \
+                const ints high = INTS(at) * 256 + INTS(at + SUM); \
+                const ints low = INTS(at + 2 * SUM) + ((INTS(at + 3 * SUM) + 128) >> 8); \
+                const doubles found = OF_INTS(high) * 256.0 + OF_INTS(low); \
+                numbers *sum = (numbers *)(place + j); \
+                *sum = TO_##kind(OF_##kind(*sum) + found * (scale * *(const doubles *)(the->scales + j))); \
+            } \
+            if (the->columns < STRIP) \
+                memcpy(row, last, (size_t)the->columns * sizeof(kind)); \
+        } \
+    }
+ADDED(float, floats)
+ADDED(double, doubles)
+
+TARGET static inline void NAMED(add)(const tile *the, int wide, Py_ssize_t from, Py_ssize_t to)
+{
+    to = to < the->rows ? to : the->rows;
+    if (wide)
+        NAMED(add_double)(the, from, to);
+    else
+        NAMED(add_float)(the, from, to);
+}
+
+/* Add to rows of the total, from `first` on, what was summed for its columns from `column` on. */
+TARGET static void NAMED(add_sums)(
+    const factors *the, const double *kept, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t column, Py_ssize_t columns)
+{
+    for (Py_ssize_t row = 0; row < rows; row++)
+        for (Py_ssize_t j = 0; j < columns; j += STRIP) {
+            const double *found = kept + (row / STRIP * ACROSS + j) * STRIP + row % STRIP * STRIP;
+            const Py_ssize_t place = (first + row) * the->stride + column + j;
+            const Py_ssize_t end = columns - j < STRIP ? columns - j : STRIP;
+            if (the->wide)
+                for (Py_ssize_t i = 0; i < end; i++)
+                    ((double *)the->total)[place + i] += found[i];
+            else
+                for (Py_ssize_t i = 0; i < end; i++)
+                    ((float *)the->total)[place + i] = (float)(((float *)the->total)[place + i] + found[i]);
+        }
+}
+
+/* Add the product of a block to rows and columns of the total, or to what is kept where there are more blocks. */
+TARGET static void NAMED(multiply_block)(
+    const factors *the, Py_ssize_t block, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t column, Py_ssize_t columns, room *room)
+{
+    const Py_ssize_t blocks = (the->depth + BLOCK - 1) / BLOCK, wide = blocks > 1 || the->wide;
+    const Py_ssize_t deep = the->depth - block * BLOCK < BLOCK ? the->depth - block * BLOCK : BLOCK;
+    const Py_ssize_t chunks = (deep + CHUNK - 1) / CHUNK, size = the->wide ? sizeof(double) : sizeof(float);
+    /* While a strip is multiplied, a part of the next one is fetched with each step: it would come late by itself. */
+    const Py_ssize_t part = SLICES * TILE / ((columns + STRIP - 1) / STRIP);
+    tile before = {.rows = 0};
+    int turn = 0;
+    for (Py_ssize_t row = 0; row < rows; row += STRIP)
+        for (Py_ssize_t j = 0; j < columns; j += STRIP) {
+            const Py_ssize_t at = (first + row) / STRIP * blocks + block, beside = (column + j) / STRIP * blocks + block;
+            const uint8_t *left = the->left + at * STRIP_BYTES, *right = the->right + beside * STRIP_BYTES;
+            tile now = {room->sums[turn], the->scales + at * STRIP, the->right_scales + beside * STRIP, the->alpha * 65536.0,
+                        room->kept + row * ACROSS + j * STRIP, STRIP, rows - row < STRIP ? rows - row : STRIP, STRIP};
+            if (blocks == 1) {
+                now.total = (char *)the->total + ((first + row) * the->stride + column + j) * size;
+                now.stride = the->stride;
+                now.columns = columns - j < STRIP ? columns - j : STRIP;
+            }
+            CLEAR(now.sums)
+            /* The units multiply while the vector units add what the tile before came to. */
+            for (Py_ssize_t chunk = 0; chunk < chunks; chunk++) {
+                STEP(left + chunk * SLICES * TILE, right + chunk * SLICES * TILE, now.sums)
+                NAMED(add)(&before, wide, chunk * ROWS, (chunk + 1) * ROWS);
+                for (Py_ssize_t i = 0; i < part; i += 64) {
+                    FETCH(left + blocks * STRIP_BYTES + (j / STRIP * chunks + chunk) * part + i)
+                }
+                if (blocks == 1)
+                    for (Py_ssize_t i = chunk * ROWS; i < (chunk + 1) * ROWS && i < now.rows; i++) {
+                        FETCH((char *)now.total + i * now.stride * size)
+                    }
+            }
+            NAMED(add)(&before, wide, chunks * ROWS, STRIP);
+            STORE(now.sums)
+            before = now;
+            turn = 1 - turn;
+        }
+    NAMED(add)(&before, wide, 0, STRIP);
+}
+
+TARGET static void NAMED(multiply)(const factors *the, Py_ssize_t from, Py_ssize_t to, room *room)
+{
+    const Py_ssize_t blocks = (the->depth + BLOCK - 1) / BLOCK, tall = blocks > 1 ? TALLEST : the->rows;
+    BEGIN
+    for (Py_ssize_t column = from; column < to; column += ACROSS) {
+        const Py_ssize_t columns = to - column < ACROSS ? to - column : ACROSS;
+        for (Py_ssize_t first = 0; first < the->rows; first += tall) {
+            const Py_ssize_t rows = the->rows - first < tall ? the->rows - first : tall;
+            if (blocks > 1)
+                memset(room->kept, 0, sizeof room->kept);
+            for (Py_ssize_t block = 0; block < blocks; block++)
+                NAMED(multiply_block)(the, block, first, rows, column, columns, room);
+            if (blocks > 1)
+                NAMED(add_sums)(the, room->kept, first, rows, column, columns);
+        }
+    }
+    END
+}
