@@ -6,9 +6,12 @@
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
+#include <stdint.h>
 #include <string.h>
 
 #define SIDE_LIMIT (1 << 26) /* of a side: the product of two sides and four channels stays below 2**62 */
+
+#define SQUARES (1 << 16) /* values whose squares are summed in int32 */
 
 typedef unsigned char byte;
 
@@ -293,12 +296,53 @@ static PyObject *jpeg_plain(PyObject *module, PyObject *arguments)
     return result;
 }
 
+/* The sum of squares of a row of values, 128 subtracted, and to `third` that times the row: whole numbers below 2**53. */
+FOR_AVX2_TOO static int64_t add_norms(const byte *row, Py_ssize_t size, double *third)
+{
+    int64_t square = 0;
+    for (Py_ssize_t start = 0; start < size; start += SQUARES) {
+        const Py_ssize_t end = size - start < SQUARES ? size : start + SQUARES;
+        int32_t sum = 0;
+        for (Py_ssize_t i = start; i < end; i++)
+            sum += (row[i] - 128) * (row[i] - 128);
+        square += sum;
+    }
+    const double factor = (double)square;
+    for (Py_ssize_t i = 0; i < size; i++)
+        third[i] += factor * (row[i] - 128);
+    return square;
+}
+
+static PyObject *norms(PyObject *module, PyObject *arguments)
+{
+    Py_buffer rows, squares, third;
+    PyObject *result = NULL;
+    if (!PyArg_ParseTuple(arguments, "y*w*w*", &rows, &squares, &third))
+        return NULL;
+    const Py_ssize_t count = squares.len / (Py_ssize_t)sizeof(int64_t), size = third.len / (Py_ssize_t)sizeof(double);
+    if (count < 1 || size < 1 || count > SIDE_LIMIT || size > SIDE_LIMIT) {
+        PyErr_Format(PyExc_ValueError, "%zd rows of %zd values are too few or too many", count, size);
+    } else if (length_is(&rows, count * size, "the rows") && length_is(&squares, count * (Py_ssize_t)sizeof(int64_t), "squares")
+               && length_is(&third, size * (Py_ssize_t)sizeof(double), "third")) {
+        Py_BEGIN_ALLOW_THREADS
+        for (Py_ssize_t i = 0; i < count; i++)
+            ((int64_t *)squares.buf)[i] = add_norms((const byte *)rows.buf + i * size, size, third.buf);
+        Py_END_ALLOW_THREADS
+        result = Py_NewRef(Py_None);
+    }
+    PyBuffer_Release(&rows);
+    PyBuffer_Release(&squares);
+    PyBuffer_Release(&third);
+    return result;
+}
+
 static PyMethodDef functions[] = {
     {"unfilter", unfilter, METH_VARARGS, "unfilter(filtered, out, height, width, channels) -> bool"},
     {"planes", planes, METH_VARARGS, "planes(pixels, out, count, channels)"},
     {"png_plain", png_plain, METH_VARARGS, "png_plain(data, height, width, channels) -> (start, stop) or None"},
     {"jpeg_plain", jpeg_plain, METH_VARARGS, "jpeg_plain(data, height, width, channels) -> bool"},
     {"jpeg_markers", jpeg_markers, METH_VARARGS, "jpeg_markers(data, start) -> int"},
+    {"norms", norms, METH_VARARGS, "norms(rows, squares, third)"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -10,21 +10,16 @@
 #include <stdint.h>
 #include <string.h>
 
-#define STRIP 16 /* rows of a left factor, columns of a right one, in a tile */
-#define CHUNK 64 /* numbers that are summed, in a tile */
-#define TILE (STRIP * CHUNK)
+#include "_units.h"
+
 #define SLICES 3
 #define BLOCK 512 /* numbers with one scale, summed as integers: 256 * 127**2 * 512 + 2 * 127 * 128 * 512 < 2**31 */
 #define STRIP_BYTES (BLOCK / CHUNK * SLICES * TILE)
 #define ACROSS 256 /* columns at a time: their strips of a block stay in the second cache, and those of TALLEST rows */
 #define TALLEST 256 /* rows of a total whose sums over blocks are kept at a time */
-#define AHEAD 32 /* rows that are fetched before they are read */
-#define ROWS ((STRIP + BLOCK / CHUNK - 1) / (BLOCK / CHUNK))
+#define ROWS ((STRIP + BLOCK / CHUNK - 1) / (BLOCK / CHUNK)) /* of a tile that are added with each step */
 #define SUM (STRIP * STRIP)
 #define TOP_BITS 0x7efefeu /* of the significand of 127 * (2**16 + 2**8 + 1) = 0x7f7f7f, the largest with three digits */
-#define LIMIT ((Py_ssize_t)1 << 31) /* of each size: a product of two in bytes stays below 2**63 */
-
-_Static_assert(sizeof(Py_ssize_t) == 8, "sizes are multiplied");
 
 typedef int32_t ints __attribute__((vector_size(32), aligned(4), may_alias));
 typedef float floats __attribute__((vector_size(32), aligned(4), may_alias));
@@ -56,13 +51,7 @@ typedef struct {
     Py_ssize_t stride, rows, columns;
 } tile;
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
-#define HAS_UNITS
-#include <cpuid.h>
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
+#ifdef HAS_UNITS
 #define TARGET \
     __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,amx-tile,amx-int8,prefer-vector-width=512")))
 #define NAMED(name) name##_amx
@@ -71,14 +60,8 @@ typedef struct {
 #define TO_double(numbers) (numbers)
 #define OF_float(numbers) (doubles)_mm512_cvtps_pd((__m256)(numbers))
 #define TO_float(numbers) (floats)_mm512_cvtpd_ps((__m512d)(numbers))
-#define BEGIN \
-    _Alignas(64) uint8_t form[64] = {1}; /* of eight tiles of 16 rows of 64 bytes */ \
-    for (int tile = 0; tile < 8; tile++) { \
-        form[16 + 2 * tile] = CHUNK; \
-        form[48 + tile] = STRIP; \
-    } \
-    _tile_loadconfig(form);
-#define END _tile_release();
+#define BEGIN TILES_BEGIN
+#define END TILES_END
 #define CLEAR(sums) \
     _tile_zero(0); \
     _tile_zero(1); \
@@ -165,21 +148,10 @@ static const kernels all[] = {
 
 static kernels best;
 
-/* Whether this machine can run kernels of a kind; Linux lets a process have the units' registers when it asks. */
+/* Whether this machine can run kernels of a kind. */
 static int is_here(const kernels *kind)
 {
-#ifdef HAS_UNITS
-    if (strcmp(kind->name, "amx") == 0) {
-        const unsigned int tile_and_int8 = 3u << 24;
-        const int arch_req_xcomp_perm = 0x1023, xfeature_xtiledata = 18;
-        unsigned int a, b, c, d;
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
-            && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
-            && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & tile_and_int8) == tile_and_int8
-            && syscall(SYS_arch_prctl, arch_req_xcomp_perm, xfeature_xtiledata) == 0;
-    }
-#endif
-    return 1;
+    return strcmp(kind->name, "amx") != 0 || units_are_here();
 }
 
 /* Choose the kernels of a name, or, for NULL, the first ones that this machine has; returns whether there are any. */
@@ -193,53 +165,9 @@ static int choose_kernels(const char *name)
     return 0;
 }
 
-/* Whether a buffer holds at least `count` numbers of `item` bytes; 0 with an exception set where not. */
-static int holds(const Py_buffer *view, Py_ssize_t count, Py_ssize_t item, const char *name)
-{
-    if (view->len / item < count) {
-        PyErr_Format(PyExc_ValueError, "%s has %zd bytes and %zd are needed", name, view->len, count * item);
-        return 0;
-    }
-    return 1;
-}
-
-static int is_sound(Py_ssize_t number, Py_ssize_t least, const char *name)
-{
-    if (number < least || number >= LIMIT) {
-        PyErr_Format(PyExc_ValueError, "%s is %zd and must be %zd to %zd", name, number, least, LIMIT - 1);
-        return 0;
-    }
-    return 1;
-}
-
-/* Whether the last of rows x columns numbers lies in a buffer; 0 with an exception set where not. */
-static int reaches(
-    const Py_buffer *view, Py_ssize_t item, Py_ssize_t offset, Py_ssize_t rows, Py_ssize_t row_stride, Py_ssize_t columns,
-    Py_ssize_t stride, const char *name)
-{
-    return is_sound(offset, 0, "an offset") && is_sound(row_stride, 1, "a stride") && is_sound(stride, 1, "a stride")
-        && holds(view, 1, item, name)
-        && (rows - 1 <= (view->len / item - 1) / row_stride && columns - 1 <= (view->len / item - 1) / stride
-                ? holds(view, offset + (rows - 1) * row_stride + (columns - 1) * stride + 1, item, name)
-                : holds(view, PY_SSIZE_T_MAX / item, item, name));
-}
-
 static Py_ssize_t blocks_of(Py_ssize_t depth)
 {
     return (depth + BLOCK - 1) / BLOCK;
-}
-
-/* Make a left factor's tiles of a right one's, or the other way: four numbers are four bytes in both. */
-static void turn_tiles(const uint8_t *from, uint8_t *to, Py_ssize_t count)
-{
-    uint32_t one[STRIP][CHUNK / 4], turned[STRIP][CHUNK / 4];
-    for (Py_ssize_t i = 0; i < count; i++) {
-        memcpy(one, from + i * TILE, TILE);
-        for (int row = 0; row < STRIP; row++)
-            for (int column = 0; column < CHUNK / 4; column++)
-                turned[column][row] = one[row][column];
-        memcpy(to + i * TILE, turned, TILE);
-    }
 }
 
 static PyObject *cut(PyObject *module, PyObject *arguments)

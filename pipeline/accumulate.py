@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,7 @@ from tilecov.storage.tiling import Tiling
 
 from .bounds import EXACT_SUM, INT32_ROWS, ORIGIN
 from .device import Kernel
+from .exact import ExactAdder
 
 INT32_SUM = 2**31 - 1
 FARTHEST = 255
@@ -51,11 +54,14 @@ class Workspace:
         A few rows, squared.
     product : torch.Tensor
         A diagonal tile, int32, zero below its bands.
+    ready : dict
+        What ``ExactAdder`` keeps.
     """
 
     centred: dict[int, torch.Tensor] = field(default_factory=dict)
     squares: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     product: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    ready: dict[Any, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
 
 class IntegerAccumulator:
@@ -146,8 +152,28 @@ class IntegerAccumulator:
         if self._kernel.grouped:
             self._choose_middle(panels, rows)
         for start in range(0, rows, TALLEST):
-            self._add_block({j: self._centre(j, panels[j][start : start + TALLEST]) for j in self._columns})
+            block = {j: panels[j][start : start + TALLEST] for j in self._columns}
+            if self._kernel.functions is not None:
+                self._add_where_they_lie(self._kernel.functions, block)
+            else:
+                self._add_block({j: self._centre(j, panel) for j, panel in block.items()})
         self.count += rows
+
+    def _add_where_they_lie(self, functions: ModuleType, block: Panels) -> None:
+        """Add a block to the tiles, none of which is made on the way."""
+        with ExactAdder(functions, self._workspace.ready, min(self._block, TALLEST)) as adder:
+            ready = {j: adder.pack(j, panel.numpy()) for j, panel in block.items()}
+            adder.add(((pair, self._tile(pair)) for pair in self._tiles), ready)
+        for j, packed in ready.items():
+            self._sums[j] += torch.from_numpy(packed.sums[: packed.width])
+
+    def _tile(self, pair: Pair) -> torch.Tensor:
+        """Return the tile, made of zeros where there was none."""
+        tile = self._tiles[pair]
+        if tile is None:
+            shape = tuple(self._tiling.width(index) for index in pair)
+            self._tiles[pair] = tile = torch.zeros(shape, dtype=torch.int64 if self._wide else torch.int32)
+        return tile
 
     def _choose_middle(self, panels: Panels, rows: int) -> None:
         """Begin about the mean; go back to 128, where INT32_ROWS always fit, before rows far from it could overflow."""
@@ -313,69 +339,3 @@ def _cut(start: int, stop: int, most: int) -> list[Span]:
     """Cut rows evenly into as few spans of at most ``most`` rows as there can be."""
     parts = -(-(stop - start) // most)
     return list(pairwise(start + (stop - start) * part // parts for part in range(parts + 1)))
-
-
-class FloatAccumulator:
-    """Sums float64 tiles of (x - origin).T @ (x - origin) for float rows, in blocks of float32 products.
-
-    Parameters
-    ----------
-    tiling, pairs
-        As for IntegerAccumulator.
-    origin : torch.Tensor
-        (d,) float64: the mean of the first pass, or of the first block where there is only one pass.
-    device : torch.device
-    """
-
-    def __init__(self, tiling: Tiling, pairs: Iterable[Pair], origin: torch.Tensor, device: torch.device) -> None:
-        self._tiling, self._device = tiling, device
-        self._origin = origin.to(device, torch.float64)
-        self.count = 0
-        self._tiles = {pair: self._empty(pair) for pair in pairs}
-        self._columns = sorted({index for pair in self._tiles for index in pair})
-        self._sums = {j: self._empty_vector(j) for j in self._columns}
-
-    def _empty(self, pair: Pair) -> torch.Tensor:
-        shape = tuple(self._tiling.width(index) for index in pair)
-        return torch.zeros(shape, dtype=torch.float64, device=self._device)
-
-    def _empty_vector(self, index: int) -> torch.Tensor:
-        return torch.zeros(self._tiling.width(index), dtype=torch.float64, device=self._device)
-
-    @property
-    def columns(self) -> list[int]:
-        """The tile columns that ``add`` wants."""
-        return self._columns
-
-    def room(self) -> int:
-        """Return how many more rows fit: float64 tiles have no such bound that a dataset reaches."""
-        return UNBOUNDED
-
-    def add(self, panels: Panels) -> None:
-        """Add rows given as their float tile columns, each (n, width)."""
-        centred = {j: self._centre(j, panels[j]) for j in self._columns}
-        for (i, j), tile in self._tiles.items():
-            tile.add_(torch.mm(centred[i].T, centred[j]))
-        self.count += len(centred[self._columns[0]])
-
-    def _centre(self, index: int, panel: torch.Tensor) -> torch.Tensor:
-        """Subtract the origin and add to the sum in float64; the products take float32."""
-        centred = panel.to(self._device, torch.float64).sub(self._origin[self._tiling.span(index)])
-        self._sums[index] += centred.sum(dim=0)
-        return centred.to(torch.float32)
-
-    def take(self) -> tuple[int, npt.NDArray[np.float64], Iterator[tuple[Pair, Array]]]:
-        """Return count, sum (d of the columns held, float64) and the float64 tiles, and start again from zero."""
-        count, sums = self.count, np.concatenate([self._sums[j].cpu().numpy() for j in self._columns])
-        self.count = 0
-        for total in self._sums.values():
-            total.zero_()
-        return count, sums, self._drain()
-
-    def _drain(self) -> Iterator[tuple[Pair, Array]]:
-        for pair, tile in self._tiles.items():
-            yield pair, tile.cpu().numpy().copy()  # the tile is cleared while its copy is being written
-            tile.zero_()
-
-
-Accumulator = IntegerAccumulator | FloatAccumulator

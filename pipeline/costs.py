@@ -193,7 +193,9 @@ class Costs:
         """
         if not self.is_exact:
             return rows * columns * (4 + 8 // max(1, tiles_of(self.job.size)))
-        return rows * columns * (1 if self.machine.kernel == "int8" else 4)
+        if self.machine.kernel == "int8":  # a tile column twice, and some sums of each thread
+            return rows * (columns + tile_of(self.job.size)) + (self.machine.cores << 20)
+        return rows * columns * 4
 
     def accumulator(self, entries: int, *, wide: bool = False) -> int:
         """Bytes of the sums of ``entries`` products."""

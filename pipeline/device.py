@@ -3,12 +3,17 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 
+import numpy as np
 import torch
 
-from .bounds import INT32_ROWS, ROWS_ALWAYS_EXACT
+from .bounds import INT32_ROWS, ORIGIN, ROWS_ALWAYS_EXACT
+from .exact import ExactAdder
+from .units import exact_units
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -30,6 +35,8 @@ class Kernel:
         (n, a), (n, b) of ``dtype`` -> (a, b) int32, the exact Y_a.T @ Y_b; valid until this thread's next product.
     grouped : bool
         Whether a block must be cut where a column's sum of squares would pass 2**24 (float32), or not (int8).
+    functions : module, optional
+        What makes rows ready once and adds their products to tiles where they lie; without it ``product`` is all.
     """
 
     name: str
@@ -37,6 +44,7 @@ class Kernel:
     dtype: torch.dtype
     product: Product
     grouped: bool
+    functions: ModuleType | None = None
 
 
 class InexactDeviceError(RuntimeError):
@@ -67,11 +75,30 @@ def choose_device(wanted: str) -> torch.device:
 
 def kernels(device: torch.device) -> list[Kernel]:
     """Return the ways to multiply on ``device``, proven or not, the one that is usually faster first."""
+    functions = exact_units() if device.type == "cpu" else None
+    first = [] if functions is None else [kernel_on_units(functions)]
     on_matrix_units = int8_product if device.type == "cuda" else int8_product_on_cpu
     return [
+        *first,
         Kernel("int8", device, torch.int8, on_matrix_units, grouped=False),
         Kernel("float32", device, torch.float32, _float32_product, grouped=True),
     ]
+
+
+def kernel_on_units(functions: ModuleType) -> Kernel:
+    """Return the way to multiply by the C functions of a CPU's int8 matrix units."""
+
+    def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros((left.shape[1], right.shape[1]), dtype=torch.int32)
+        with ExactAdder(functions, {}) as adder:
+            ready = {
+                key: adder.pack(key, np.ascontiguousarray(factor.numpy()).view(np.uint8) ^ np.uint8(ORIGIN))
+                for key, factor in enumerate((left, right))
+            }
+            adder.add([((0, 1), total)], ready)
+        return total
+
+    return Kernel("int8", torch.device("cpu"), torch.int8, product, grouped=False, functions=functions)
 
 
 def choose_kernel(device: torch.device, name: str = "") -> Kernel:
@@ -87,7 +114,10 @@ def choose_kernel(device: torch.device, name: str = "") -> Kernel:
     """
     # Products in TF32 or bfloat16 may keep their sums short too, which the proof would refuse.
     torch.set_float32_matmul_precision("highest")
-    exact = [kernel for kernel in kernels(device) if is_exact(kernel)]
+    first, *others = kernels(device)
+    if first.functions is not None and name in {"", first.name} and is_exact(first):
+        return first  # on int8 matrix units, where nothing else comes near
+    exact = [kernel for kernel in (first, *others) if is_exact(kernel)]
     if not exact:
         raise InexactDeviceError(f"matrix products on {device} are not exact; use --device cpu")
     named = [kernel for kernel in exact if kernel.name == name]
@@ -111,11 +141,22 @@ def _kernel_of(device: str, name: str) -> Kernel:
 def rate_of(kernel: Kernel, rows: int = ROWS_ALWAYS_EXACT, width: int = 512) -> float:
     """Measure how many operations a second ``kernel`` does, two for each product of values."""
     block = torch.ones((rows, width), dtype=kernel.dtype, device=kernel.device)
-    seconds = []
-    for _ in range(4):  # the first one makes ready
-        start = time.perf_counter()
-        kernel.product(block, block)[0, 0].item()
-        seconds.append(time.perf_counter() - start)
+    with ExitStack() as stack:
+        if kernel.functions is not None:
+            adder = stack.enter_context(ExactAdder(kernel.functions, {}))
+            total = torch.zeros((width, width), dtype=torch.int32)
+
+        def once() -> None:
+            if kernel.functions is not None:
+                adder.add([((0, 1), total)], dict.fromkeys((0, 1), adder.pack(0, block.numpy().view(np.uint8))))
+            else:
+                kernel.product(block, block)[0, 0].item()
+
+        seconds = []
+        for _ in range(4):  # the first one makes ready
+            start = time.perf_counter()
+            once()
+            seconds.append(time.perf_counter() - start)
     return 2.0 * rows * width**2 / max(min(seconds[1:]), 1e-9)
 
 

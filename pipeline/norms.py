@@ -16,8 +16,10 @@ import torch
 from tilecov.storage.partials import Partial
 
 from .bounds import ORIGIN, ROWS_ALWAYS_EXACT
+from .pixels import is_compiled, row_norms
 
-_VALUES = 1 << 21  # centred values in memory at a time
+_EXACT = 1 << 32  # values at a time in C: rows times d times 2**14 times 2**7 stay below 2**53
+_VALUES = 1 << 21  # centred values in memory at a time, without C
 _ROWS = 256  # 256 rows of an 8-bit limb times 128 stay below 2**24
 _LIMB = 32
 
@@ -75,31 +77,35 @@ class Norms:
 
 
 class NormsSum:
-    """Adds up the norms of blocks of uint8 rows.
-
-    Float32 holds every step: 1,024 squares are at most 2^24, and so are 256 products of an 8-bit limb of ||y||^2. The
-    limbs' sums are int64 from block to block, which hold 2^48 rows; Python's integers are made once, at the end.
-    """
+    """Adds up the norms of blocks of uint8 rows, exactly, in limbs of 32 bits: int64 holds 2^31 of them."""
 
     def __init__(self, size: int) -> None:
-        limbs = max(1, ((size << 14).bit_length() + 7) // 8)
-        self._fourth, self._third = 0, torch.zeros((limbs, size), dtype=torch.int64)
-        self._shifts = 8 * torch.arange(limbs).unsqueeze(1)
+        self._fourth, self._limbs = 0, np.zeros((2, size), np.int64)
 
     def add(self, rows: npt.NDArray[np.uint8]) -> None:
         """Add uint8 rows (n, d)."""
-        step = max(1, min(_ROWS, _VALUES // rows.shape[1], len(rows)))
-        scratch = torch.empty((step, rows.shape[1]))  # fresh memory for each part would cost page faults
-        for part in torch.split(torch.from_numpy(rows), step):
-            y = scratch[: len(part)].copy_(part).sub_(ORIGIN)
-            pieces = [torch.linalg.vecdot(piece, piece) for piece in torch.split(y, ROWS_ALWAYS_EXACT, dim=1)]
-            squares = torch.stack(pieces).to(torch.int64).sum(dim=0)
-            digits = ((squares >> self._shifts) & 255).to(torch.float32)
-            self._third += (digits @ y).to(torch.int64)
+        size = rows.shape[1]
+        step = max(1, _EXACT // size if is_compiled() else min(_ROWS, _VALUES // size))
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            squares, third = row_norms(part) if is_compiled() else _by_torch(part)
+            self._limbs += third >> _LIMB, third & ((1 << _LIMB) - 1)
             high, low = squares >> 16, squares & 0xFFFF
             self._fourth += (int(high @ high) << 32) + (int(high @ low) << 17) + int(low @ low)
 
     def total(self) -> Norms:
         """Return the sums over all rows that were added."""
-        limbs = (part.numpy().astype(object) << (8 * limb) for limb, part in enumerate(self._third))
-        return Norms(self._fourth, sum(limbs, np.zeros(self._third.shape[1], object)))
+        return Norms.from_limbs(self._fourth, self._limbs)
+
+
+def _by_torch(rows: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return ||y||^2 of up to 256 rows and the sum of ||y||^2 y.
+
+    Float32 holds every step: 1,024 squares are at most 2^24, and so are 256 products of an 8-bit limb of ||y||^2.
+    """
+    y = torch.from_numpy(rows).to(torch.float32).sub_(ORIGIN)
+    pieces = [torch.linalg.vecdot(piece, piece) for piece in torch.split(y, ROWS_ALWAYS_EXACT, dim=1)]
+    squares = torch.stack(pieces).to(torch.int64).sum(dim=0)
+    shifts = 8 * torch.arange(-(-int(squares.max()).bit_length() // 8)).unsqueeze(1)
+    limbs = (((squares >> shifts) & 255).to(torch.float32) @ y).to(torch.int64)
+    return squares.numpy(), (limbs << shifts).sum(dim=0).numpy()

@@ -79,3 +79,16 @@ def jpeg_markers(data: bytes, start: int) -> int:
     if _pixels is not None:
         return int(_pixels.jpeg_markers(data, start))
     return data.count(b"\xff", start) - data.count(b"\xff\x00", start)
+
+
+def row_norms(rows: Pixels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return ||y||^2 of uint8 rows (n, d), y = x - 128, and the sum of ||y||^2 y, where C is compiled.
+
+    The sum is made in float64, exact while n d is at most 2^32.
+    """
+    squares, third = np.empty(len(rows), np.int64), np.zeros(rows.shape[1])
+    if _pixels is None:
+        raise RuntimeError("no C compiler was at hand when tilecov was installed")
+    if len(rows):
+        _pixels.norms(np.ascontiguousarray(rows), squares, third)
+    return squares, third.astype(np.int64)

@@ -17,13 +17,14 @@ from tilecov.storage.stagedrows import StagedRows
 from tilecov.storage.tiles import TileMatrix, open_group
 from tilecov.storage.tiling import Tiling
 
-from .accumulate import Accumulator, FloatAccumulator, IntegerAccumulator, Pair, Workspace, panels_of
+from .accumulate import IntegerAccumulator, Pair, Workspace, panels_of
 from .ahead import ahead
 from .bounds import ORIGIN
 from .costs import BLOCKS, blocks_beside_products
 from .decoders import ANY_PICTURE, PictureBudget
 from .device import choose_device, kernel_of
 from .errors import TooManyGroupsError
+from .floatsums import Accumulator, FloatAccumulator
 from .machine import peak_bytes, reset_peak
 from .moments import block_hashes
 from .momentstore import MomentsStore

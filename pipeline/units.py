@@ -1,7 +1,7 @@
 """Whether this machine's processor has int8 matrix units, and how large factors are that were cut for them.
 
-What multiplies on them is C (`_sliced.c`), for the units that x86 processors have (AMX), on Linux, where a compiler was
-at hand when tilecov was installed. `sliced` says how.
+What multiplies on them is C, for the units that x86 processors have (AMX), on Linux, where a compiler was at hand when
+tilecov was installed: `_exact.c` bytes (see `exact`), `_sliced.c` float32 as bytes (see `sliced`).
 """
 
 from importlib import import_module
@@ -14,15 +14,30 @@ STRIP = 16
 STRIP_BYTES = 3 * STRIP * BLOCK
 """Bytes of a block of a tile's columns or rows."""
 
-try:
-    compiled: ModuleType | None = import_module("._sliced", __package__)
-except ImportError:  # pragma: no cover - no compiler was there
-    compiled = None
+
+def _compiled(name: str) -> ModuleType | None:
+    try:
+        return import_module(name, __package__)
+    except ImportError:  # pragma: no cover - no compiler was there
+        return None
+
+
+compiled = _compiled("._sliced")
+compiled_exact = _compiled("._exact")
 
 
 def units() -> ModuleType | None:
-    """Return the C functions where this machine has int8 matrix units for them; None where not."""
-    return compiled if compiled is not None and compiled.chosen() == "amx" else None
+    """Return the C functions for float32 where this machine has int8 matrix units; None where not."""
+    return _on_units(compiled)
+
+
+def exact_units() -> ModuleType | None:
+    """Return the C functions for bytes where this machine has int8 matrix units; None where not."""
+    return _on_units(compiled_exact)
+
+
+def _on_units(functions: ModuleType | None) -> ModuleType | None:
+    return functions if functions is not None and functions.chosen() == "amx" else None
 
 
 def bytes_of(count: int, depth: int) -> int:

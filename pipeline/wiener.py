@@ -16,8 +16,9 @@ from tilecov.storage.artifacts import write_tensor
 from tilecov.storage.objects import Folder
 from tilecov.storage.tiling import Tiling
 
-from .accumulate import FloatAccumulator, panels_of
+from .accumulate import panels_of
 from .covariance import covariance_tile, mean_vector
+from .floatsums import FloatAccumulator
 
 FILES = ("U.pt", "LA.pt", "Vh.pt", "mean.pt")
 _BLOCK = 4096  # rows multiplied at a time

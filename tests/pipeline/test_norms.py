@@ -1,5 +1,8 @@
 """Sums of norms: exact integers, whatever the rows, and the same after any merge."""
 
+from collections.abc import Iterator
+from importlib import import_module
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -9,8 +12,18 @@ from hypothesis.extra import numpy as hnp
 from rowsets import norms_of
 
 from tilecov.pipeline.norms import Norms, NormsSum
+from tilecov.pipeline.pixels import is_compiled
 
 Rows = npt.NDArray[np.uint8]
+
+
+@pytest.fixture(params=[True, False], ids=["in C", "by torch"], scope="module", autouse=True)
+def either_way(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.param and not is_compiled():
+        pytest.skip("no C compiler was there when tilecov was installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tilecov.pipeline.norms.is_compiled", lambda: request.param)
+        yield
 
 
 def plain(rows: Rows) -> tuple[int, list[int]]:
@@ -69,3 +82,23 @@ def test_adding_taking_away_and_permuting() -> None:
     assert (Norms.none(6) + norms_of(b)).third.tolist() == plain(b)[1]
     order = np.array([5, 0, 1, 4, 3, 2])
     assert norms_of(a[:, order]).third.tolist() == norms_of(a).permuted(order).third.tolist()
+
+
+def test_parts_as_large_as_are_exact_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tilecov.pipeline.norms._EXACT", 1000)
+    monkeypatch.setattr("tilecov.pipeline.norms._VALUES", 1000)
+    rows = np.random.default_rng(5).integers(0, 256, (60, 70), np.uint8)
+    found = norms_of(rows[:, 3:69])
+    assert (found.fourth, found.third.tolist()) == plain(rows[:, 3:69])
+
+
+@pytest.mark.skipif(not is_compiled(), reason="no C compiler was there when tilecov was installed")
+def test_c_refuses_sizes_that_are_not_those_of_its_buffers() -> None:
+    call = import_module("tilecov.pipeline._pixels").norms
+    rows, squares, third = np.zeros(12, np.uint8), np.zeros(3, np.int64), np.zeros(4)
+    call(rows, squares, third)
+    for wrong in ((rows[:-1], squares, third), (rows, squares[:-1], third), (rows, squares, np.zeros(5))):
+        with pytest.raises(ValueError, match="bytes"):
+            call(*wrong)
+    with pytest.raises(ValueError, match="too few"):
+        call(rows[:0], squares[:0], third)

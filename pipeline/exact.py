@@ -1,0 +1,164 @@
+"""Exact products of uint8 rows by a CPU's int8 matrix units, added to tiles where they lie.
+
+oneDNN, which torch calls, multiplies int8 too; but the product comes out in memory of its own and is added
+afterwards, by threads that wait for each other after each. Here the rows are made ready once for all tiles (128
+subtracted, four of them side by side, their columns summed), and parts of tiles are multiplied and added to one by
+one by the threads: twice as fast (docs/decisions.md). C (`_exact.c`) does it, where there are such units: see
+`units`.
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from queue import SimpleQueue
+from types import ModuleType, TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .memory import large_pages, span, stride
+
+_CHUNK = 64
+"""Rows of a tile of bytes."""
+_TILE = 16 * _CHUNK
+_PAIR = 32
+"""Columns that the units' registers hold."""
+_HIGH, _WIDE = 512, 512
+"""The parts of a tile that one thread adds to at a time; their sums stay in its second cache."""
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows that were made ready, or room for them.
+
+    Parameters
+    ----------
+    rows, width : int
+    data : (bytes,) uint8
+    sums : (width and more,) int32
+        Of each column, 128 subtracted from each value.
+    """
+
+    rows: int
+    width: int
+    data: Bytes
+    sums: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of tile (i, j) that one thread adds to."""
+
+    tile: npt.NDArray[Any]
+    left: Bytes
+    one: Packed
+    other: Packed
+    is_diagonal: bool
+    first_row: int
+    first_column: int
+
+
+def packed_bytes(rows: int, width: int) -> int:
+    """Return the bytes that rows take once they are made ready."""
+    return -(-width // _PAIR) * _PAIR * -(-rows // _CHUNK) * _CHUNK
+
+
+class ExactAdder:
+    """Makes rows ready and adds their products to tiles, on as many threads as torch has; a context manager.
+
+    Parameters
+    ----------
+    functions : module
+        Those of `_exact`.
+    room : dict
+        Memory that is kept from one use to the next.
+    most : int
+        Rows that may come at a time, as far as known: memory is taken once for them.
+    """
+
+    def __init__(self, functions: ModuleType, room: dict[Any, Bytes], most: int = 0) -> None:
+        self._functions, self._room, self._most, self._threads = functions, room, most, torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(self._threads, "tilecov-exact")
+        self._sums: SimpleQueue[Bytes] = SimpleQueue()
+        for number in range(self._threads):
+            self._sums.put(self._take(f"sums {number}", 4 * _HIGH * _WIDE))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def pack(self, key: int, rows: Bytes) -> Packed:
+        """Make (n, width) uint8 rows ready, in memory that is kept under this key."""
+        count, width = rows.shape
+        sums = np.zeros(-(-width // _PAIR) * _PAIR, np.int32)
+        packed = Packed(count, width, self._take_rows(key, count, width), sums)
+        memory = span(rows)
+        step = max(2 * _PAIR, -(-width // (self._threads * 2 * _PAIR)) * 2 * _PAIR)
+
+        def work(start: int) -> None:
+            stop = min(start + step, width)
+            self._functions.pack(memory, 0, stride(rows, 0), count, width, packed.data, packed.sums, start, stop)
+
+        self._run(work, range(0, width, step))
+        return packed
+
+    def add(self, tiles: Iterable[tuple[tuple[int, int], torch.Tensor]], packed: dict[int, Packed]) -> None:
+        """Add to upper tiles (i, j), int32 or int64 and contiguous; of those on the diagonal to bands from it on."""
+        for i, row in groupby(sorted(tiles, key=lambda tile: tile[0]), key=lambda tile: tile[0][0]):
+            left = self._turned(packed[i])
+            parts = [
+                _Part(tile.numpy(), left, packed[i], packed[j], i == j, high, wide)
+                for (_, j), tile in row
+                for high in range(0, packed[i].width, _HIGH)
+                for wide in range(0, packed[j].width, _WIDE)
+                if i != j or wide + _WIDE > high
+            ]
+            self._run(self._add_part, parts)
+
+    def _turned(self, packed: Packed) -> Bytes:
+        """Return a left factor: the transpose of what was made ready as a right one."""
+        turned = self._take_rows("left", packed.rows, packed.width)
+        step = -(-len(turned) // (self._threads * _TILE)) * _TILE
+
+        def work(start: int) -> None:
+            self._functions.turn(packed.data[start : start + step], turned[start : start + step])
+
+        self._run(work, range(0, len(turned), step))
+        return turned
+
+    def _add_part(self, part: _Part) -> None:
+        one, other, tile = part.one, part.other, part.tile
+        rows = part.first_row, min(part.first_row + _HIGH, one.width)
+        columns = part.first_column, min(part.first_column + _WIDE, other.width)
+        sums = self._sums.get()
+        try:
+            self._functions.add(
+                tile, stride(tile, 0), tile.itemsize, part.left, other.data, one.rows, one.width, other.width,
+                part.is_diagonal, *rows, *columns, sums,
+            )  # fmt: skip
+        finally:
+            self._sums.put(sums)
+
+    def _run(self, work: Callable[[Any], None], parts: Iterable[Any]) -> None:
+        for _ in self._pool.map(work, parts):
+            pass
+
+    def _take_rows(self, key: Any, rows: int, width: int) -> Bytes:
+        return self._take(key, packed_bytes(max(rows, self._most), width))[: packed_bytes(rows, width)]
+
+    def _take(self, key: Any, size: int) -> Bytes:
+        """Return memory, whatever is in it, that is kept."""
+        kept = self._room.get(key)
+        if kept is None or len(kept) < size:
+            self._room.pop(key, None)  # frees the smaller one before there is another
+            self._room[key] = kept = large_pages(size)
+        return kept[:size]

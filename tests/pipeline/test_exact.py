@@ -1,0 +1,175 @@
+"""Products of bytes on int8 matrix units: the integers of int64 arithmetic, on every kind of kernel."""
+
+import shutil
+import sysconfig
+from collections.abc import Iterator
+from itertools import combinations_with_replacement
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tilecov.pipeline.device import choose_kernel, is_exact, kernel_on_units, rate_of
+from tilecov.pipeline.exact import ExactAdder, packed_bytes
+from tilecov.pipeline.units import compiled_exact, exact_units
+
+Rows = npt.NDArray[np.uint8]
+Integers = npt.NDArray[Any]
+
+PYTHON_H = Path(sysconfig.get_paths()["include"]) / "Python.h"
+CPU = torch.device("cpu")
+BAND = 256
+
+
+def test_it_is_compiled_where_a_compiler_is() -> None:
+    """Installing goes on without it: this is where that would be seen."""
+    assert compiled_exact is not None or not (shutil.which("cc") and PYTHON_H.exists())
+
+
+@pytest.fixture(params=["amx", "plain"], scope="module")
+def functions(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """All kinds that this machine can run."""
+    if compiled_exact is None or not compiled_exact.choose(request.param):
+        pytest.skip("no such units here, or no C compiler was there when tilecov was installed")
+    yield compiled_exact
+    assert compiled_exact.choose("amx") or compiled_exact.choose("plain")
+
+
+def about_128(rows: Rows) -> Integers:
+    return rows.astype(np.int64) - 128
+
+
+def added(functions: ModuleType, columns: list[Rows], kind: type) -> dict[tuple[int, int], Integers]:
+    """Return all upper tiles after adding, to ones, the products of these tile columns, of different widths."""
+    pairs = list(combinations_with_replacement(range(len(columns)), 2))
+    tiles = {(i, j): np.ones((columns[i].shape[1], columns[j].shape[1]), kind) for i, j in pairs}
+    with ExactAdder(functions, {}) as adder:
+        ready = {j: adder.pack(j, rows) for j, rows in enumerate(columns)}
+        adder.add(((pair, torch.from_numpy(tiles[pair])) for pair in reversed(pairs)), ready)
+    for packed, rows in zip(ready.values(), columns, strict=True):
+        np.testing.assert_array_equal(packed.sums[: packed.width], about_128(rows).sum(axis=0))
+    return tiles
+
+
+def assert_exact(tiles: dict[tuple[int, int], Integers], columns: list[Rows]) -> None:
+    for (i, j), tile in tiles.items():
+        wanted = 1 + about_128(columns[i]).T @ about_128(columns[j])
+        if i != j:
+            np.testing.assert_array_equal(tile, wanted)
+            continue
+        for start in range(0, len(tile), BAND):
+            band = slice(start, start + BAND)
+            np.testing.assert_array_equal(tile[band, start:], wanted[band, start:])
+            assert (tile[band, :start] == 1).all()  # left alone
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.integers(1, 200),
+    st.lists(st.sampled_from([1, 15, 16, 17, 31, 32, 33, 100, 300, 520]), min_size=1, max_size=3),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([np.int32, np.int64]),
+)
+def test_all_upper_tiles_are_exact(functions: ModuleType, count: int, widths: list[int], seed: int, kind: type) -> None:
+    """Of rows that lie in wider ones, as the tile columns of a block do."""
+    rows = np.random.default_rng(seed).integers(0, 256, (count, sum(widths) + 3), np.uint8)
+    columns = np.split(rows[:, 2:-1], np.cumsum(widths)[:-1], axis=1)
+    assert_exact(added(functions, columns, kind), columns)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+@pytest.mark.parametrize("value", [0, 255])
+def test_the_largest_sums_are_exact(functions: ModuleType, value: int, kind: type) -> None:
+    """As many rows as are multiplied at a time, of the farthest values."""
+    columns = [np.full((1 << 15, width), value, np.uint8) for width in (20, 40)]
+    assert_exact(added(functions, columns, kind), columns)
+
+
+def test_threads_and_parts_change_nothing(functions: ModuleType) -> None:
+    columns = [np.random.default_rng(2).integers(0, 256, (300, width), np.uint8) for width in (1100, 600)]
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert_exact(added(functions, columns, np.int32), columns)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_memory_is_kept_for_the_next_rows(functions: ModuleType) -> None:
+    room: dict[Any, Rows] = {}
+    rng = np.random.default_rng(3)
+    for count, most in ((100, 500), (64, 0), (700, 0)):  # what is to come is known, less leaves it, more makes it anew
+        rows = rng.integers(0, 256, (count, 50), np.uint8)
+        tile = torch.zeros((50, 50), dtype=torch.int32)
+        with ExactAdder(functions, room, most) as adder:
+            adder.add([((0, 0), tile)], {0: adder.pack(0, rows)})
+        np.testing.assert_array_equal(tile.numpy(), about_128(rows).T @ about_128(rows))
+        assert len(room[0]) == len(room["left"]) == packed_bytes(max(count, 500), 50)
+
+
+def test_the_proof_is_passed_and_the_kernel_chosen(functions: ModuleType) -> None:
+    kernel = kernel_on_units(functions)
+    assert is_exact(kernel)
+    assert rate_of(kernel, 64, 32) > 0
+    if exact_units() is not None:
+        assert choose_kernel(CPU).functions is functions
+        assert choose_kernel(CPU, "int8").functions is functions
+    assert choose_kernel(CPU, "float32").functions is None
+
+
+def test_a_kernel_that_is_not_exact_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor whose units, or whose compiler, gave other integers would go on without."""
+    if exact_units() is None:
+        pytest.skip("no int8 matrix units here")
+    monkeypatch.setattr("tilecov.pipeline.device.is_exact", lambda kernel: kernel.functions is None)
+    assert choose_kernel(CPU).functions is None
+
+
+def _arguments() -> dict[str, list[Any]]:
+    """Sound arguments of each function, for 100 rows of 40 and of 50 values."""
+    rows, sums, room = np.zeros(100 * 50, np.uint8), np.zeros(64, np.int32), np.zeros(64 * 64, np.int32)
+    left, right = np.zeros(packed_bytes(100, 40), np.uint8), np.zeros(packed_bytes(100, 50), np.uint8)
+    total = np.zeros(40 * 50, np.int32)
+    return {
+        "pack": [rows, 0, 50, 100, 50, right, sums, 0, 50],
+        "turn": [left, left.copy()],
+        "add": [total, 50, 4, left, right, 100, 40, 50, False, 0, 40, 0, 50, room],
+    }
+
+
+@pytest.mark.parametrize("name", ["pack", "turn", "add"])
+def test_c_refuses_sizes_that_are_not_those_of_its_buffers(functions: ModuleType, name: str) -> None:
+    call, sound = getattr(functions, name), _arguments()[name]
+    call(*sound)
+    for place, given_there in enumerate(sound):
+        if isinstance(given_there, np.ndarray):
+            for wrong in (given_there[:-1], given_there[:0]):
+                if name == "turn" and place == 0 and not len(wrong):
+                    continue  # nothing is turned
+                with pytest.raises(ValueError, match="bytes"):
+                    call(*sound[:place], wrong, *sound[place + 1 :])
+        elif type(given_there) is int:
+            for number in (-1, 2**31, 2**40, 2**62):
+                with pytest.raises(ValueError, match=r"must be|have 4 or 8|bytes|asked for"):
+                    call(*sound[:place], number, *sound[place + 1 :])
+    with pytest.raises((ValueError, TypeError)):
+        call(*sound[:-1])
+
+
+def test_c_refuses_parts_that_a_tile_does_not_have(functions: ModuleType) -> None:
+    arguments = _arguments()
+    for ends in ((0, 41, 0, 50), (0, 40, 0, 51), (16, 40, 0, 50), (0, 40, 16, 50), (32, 0, 0, 50)):
+        with pytest.raises(ValueError, match=r"asked for|must be"):
+            functions.add(*arguments["add"][:9], *ends, arguments["add"][-1])
+    with pytest.raises(ValueError, match="asked for"):
+        functions.add(*arguments["add"][:8], True, *arguments["add"][9:])  # no square
+    for ends in ((0, 51), (16, 50)):
+        with pytest.raises(ValueError, match=r"asked for|must be"):
+            functions.pack(*arguments["pack"][:7], *ends)
