@@ -10,7 +10,7 @@ from tilecov.storage.tiling import Tiling
 from .sliced import Multiplier, Slices
 from .svd.direct import SymmetricTiles
 from .units import BLOCK, bytes_of
-from .vectors import Array, Slabs, strips
+from .vectors import Array, Slabs
 
 _STRIP = 512
 """Rows of ``U^T U`` that are summed together: half of it, the lower triangle, is left out strip by strip."""
@@ -57,11 +57,10 @@ class SlicedVectors:
                 column[rows, :width] = matrix.read(j, i)
             here = cut.part(0, width)
             self._multiplier.cut(column[:, :width], here)
-            total = rest[:width].zero_()
+            total = rest[:width]
+            np.multiply(slab, -values, out=total.numpy())
             self._multiplier.add(total, self._multiplier.turn(here), self._slices)
-            for part in strips(total):
-                total.numpy()[part] -= slab[part] * values
-            yield float(torch.sum(total.square_()))
+            yield float(torch.linalg.vector_norm(total)) ** 2
 
     def deviations(self) -> Iterator[float]:
         """Yield the squared norm of ``U^T U - I``, strip by strip of its rows."""
@@ -76,5 +75,4 @@ class SlicedVectors:
             turned = self._multiplier.turn(self._slices.part(columns.start, columns.stop), left)
             self._multiplier.add(gram, turned, self._slices.part(columns.start, rank))
             gram.diagonal().sub_(1)
-            squares = gram.square_()
-            yield float(squares[:, :count].sum() + 2 * squares[:, count:].sum())
+            yield float(torch.linalg.vector_norm(gram)) ** 2 + float(torch.linalg.vector_norm(gram[:, count:])) ** 2
