@@ -4,7 +4,7 @@
 #define STRIP 16 /* rows of a left factor, columns of a right one, in a tile */
 #define CHUNK 64 /* numbers that are summed, in a tile */
 #define TILE (STRIP * CHUNK)
-#define LIMIT ((Py_ssize_t)1 << 31) /* of each size: a product of two in bytes stays below 2**63 */
+#define LIMIT ((Py_ssize_t)1 << 28) /* of each size: what two make of bytes, cut or packed, stays below 2**63 */
 
 _Static_assert(sizeof(Py_ssize_t) == 8, "sizes are multiplied");
 

@@ -114,20 +114,20 @@ def test_memory_is_kept_for_the_next_rows(functions: ModuleType) -> None:
         assert len(room[0]) == len(room["left"]) == packed_bytes(max(count, 500), 50)
 
 
-def test_the_proof_is_passed_and_the_kernel_chosen(functions: ModuleType) -> None:
+def test_the_proof_is_passed_and_the_kernel_chosen(functions: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = kernel_on_units(functions)
     assert is_exact(kernel)
     assert rate_of(kernel, 64, 32) > 0
-    if exact_units() is not None:
-        assert choose_kernel(CPU).functions is functions
-        assert choose_kernel(CPU, "int8").functions is functions
+    assert exact_units() is (functions if functions.chosen() == "amx" else None)
+    monkeypatch.setattr("tilecov.pipeline.device.exact_units", lambda: functions)
+    assert choose_kernel(CPU).functions is functions
+    assert choose_kernel(CPU, "int8").functions is functions
     assert choose_kernel(CPU, "float32").functions is None
 
 
-def test_a_kernel_that_is_not_exact_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_is_not_exact_is_not_chosen(functions: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor whose units, or whose compiler, gave other integers would go on without."""
-    if exact_units() is None:
-        pytest.skip("no int8 matrix units here")
+    monkeypatch.setattr("tilecov.pipeline.device.exact_units", lambda: functions)
     monkeypatch.setattr("tilecov.pipeline.device.is_exact", lambda kernel: kernel.functions is None)
     assert choose_kernel(CPU).functions is None
 
