@@ -8,7 +8,7 @@ BENCH  :=
 .PHONY: demo test slow lint types bench docker clean
 
 # constraints.txt pins what this project is tested with; users install with pyproject's bounds alone.
-$(VENV)/.installed: pyproject.toml constraints.txt $(wildcard pipeline/*.c pipeline/svd/*.[ch] storage/*.c)
+$(VENV)/.installed: pyproject.toml constraints.txt $(wildcard pipeline/*.[ch] pipeline/svd/*.[ch] storage/*.c)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tilecov needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'

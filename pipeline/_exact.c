@@ -13,6 +13,7 @@
 
 #define PAIR (2 * STRIP) /* rows and columns of the total that the registers hold */
 #define DEEP 8 /* tiles to sum at a time: those of a pair of strips stay in the first cache */
+#define MOST 131071 /* rows whose products of values in [-128, 127] sum to less than 2**31 */
 #define BAND 256 /* rows of a diagonal tile of the total that begin at the same column: as in accumulate.py */
 
 typedef struct {
@@ -148,10 +149,25 @@ static int choose_kernels(const char *name)
     return 0;
 }
 
+static Py_ssize_t whole_pairs(Py_ssize_t columns)
+{
+    return (columns + PAIR - 1) / PAIR * PAIR;
+}
+
 /* Bytes of columns that were packed: an even number of strips. */
 static Py_ssize_t packed_bytes(Py_ssize_t columns, Py_ssize_t chunks)
 {
-    return (columns + PAIR - 1) / PAIR * 2 * chunks * TILE;
+    return whole_pairs(columns) / STRIP * chunks * TILE;
+}
+
+/* Whether so many rows have sums that int32 holds; 0 with an exception set where not. */
+static int are_few(Py_ssize_t rows)
+{
+    if (rows > MOST) {
+        PyErr_Format(PyExc_ValueError, "%zd rows were asked for at a time, and sums of %d are exact", rows, MOST);
+        return 0;
+    }
+    return is_sound(rows, 1, "the rows");
 }
 
 static PyObject *pack(PyObject *module, PyObject *arguments)
@@ -161,14 +177,14 @@ static PyObject *pack(PyObject *module, PyObject *arguments)
     PyObject *result = NULL;
     if (!PyArg_ParseTuple(arguments, "y*nnnnw*w*nn", &source, &offset, &stride, &rows, &columns, &packed, &sums, &from, &to))
         return NULL;
-    if (is_sound(rows, 1, "the rows") && is_sound(columns, 1, "the columns") && is_sound(from, 0, "the first column")
+    if (are_few(rows) && is_sound(columns, 1, "the columns") && is_sound(from, 0, "the first column")
         && is_sound(to, from, "the end of columns")
         && reaches(&source, 1, offset, rows, stride, columns, 1, "the rows")) {
         const Py_ssize_t chunks = (rows + CHUNK - 1) / CHUNK;
         if (to > columns || from % PAIR != 0) {
             PyErr_Format(PyExc_ValueError, "columns %zd to %zd of %zd were asked for", from, to, columns);
         } else if (holds(&packed, packed_bytes(columns, chunks), 1, "what is packed")
-                   && holds(&sums, packed_bytes(columns, 1) / CHUNK, sizeof(int32_t), "the sums")) {
+                   && holds(&sums, whole_pairs(columns), sizeof(int32_t), "the sums")) {
             Py_BEGIN_ALLOW_THREADS
             for (Py_ssize_t column = from; column < to; column += STRIP)
                 best.pack_strip(
@@ -186,25 +202,6 @@ static PyObject *pack(PyObject *module, PyObject *arguments)
     return result;
 }
 
-static PyObject *turn(PyObject *module, PyObject *arguments)
-{
-    Py_buffer from, to;
-    PyObject *result = NULL;
-    if (!PyArg_ParseTuple(arguments, "y*w*", &from, &to))
-        return NULL;
-    if (from.len % TILE != 0) {
-        PyErr_Format(PyExc_ValueError, "%zd bytes are no tiles of %d", from.len, TILE);
-    } else if (holds(&to, from.len, 1, "what is turned")) {
-        Py_BEGIN_ALLOW_THREADS
-        turn_tiles(from.buf, to.buf, from.len / TILE);
-        Py_END_ALLOW_THREADS
-        result = Py_NewRef(Py_None);
-    }
-    PyBuffer_Release(&from);
-    PyBuffer_Release(&to);
-    return result;
-}
-
 static PyObject *add(PyObject *module, PyObject *arguments)
 {
     Py_buffer total, left, right, room;
@@ -217,7 +214,7 @@ static PyObject *add(PyObject *module, PyObject *arguments)
         return NULL;
     if (item != sizeof(int32_t) && item != sizeof(int64_t)) {
         PyErr_Format(PyExc_ValueError, "integers have 4 or 8 bytes, not %zd", item);
-    } else if (is_sound(rows, 1, "the rows") && is_sound(the.rows, 1, "the height") && is_sound(the.columns, 1, "the width")
+    } else if (are_few(rows) && is_sound(the.rows, 1, "the height") && is_sound(the.columns, 1, "the width")
                && is_sound(the.first_row, 0, "the first row") && is_sound(the.last_row, the.first_row, "the end of rows")
                && is_sound(the.first_column, 0, "the first column")
                && is_sound(the.last_column, the.first_column, "the end of columns")
@@ -229,7 +226,8 @@ static PyObject *add(PyObject *module, PyObject *arguments)
                          the.last_row, the.rows, the.first_column, the.last_column, the.columns);
         } else if (holds(&left, packed_bytes(the.rows, the.chunks), 1, "the left factor")
                    && holds(&right, packed_bytes(the.columns, the.chunks), 1, "the right factor")
-                   && holds(&room, packed_bytes(the.last_row - the.first_row, 1) / CHUNK * (packed_bytes(the.last_column - the.first_column, 1) / CHUNK), sizeof(int32_t), "the room")) {
+                   && holds(&room, whole_pairs(the.last_row - the.first_row) * whole_pairs(the.last_column - the.first_column),
+                            sizeof(int32_t), "the room")) {
             the.left = left.buf;
             the.right = right.buf;
             the.total = total.buf;

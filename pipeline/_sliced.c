@@ -52,8 +52,13 @@ typedef struct {
 } tile;
 
 #ifdef HAS_UNITS
+#ifdef __clang__ /* does not know the word, and takes them anyway */
+#define WHOLE_VECTORS
+#else
+#define WHOLE_VECTORS ",prefer-vector-width=512"
+#endif
 #define TARGET \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,amx-tile,amx-int8,prefer-vector-width=512")))
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,amx-tile,amx-int8" WHOLE_VECTORS)))
 #define NAMED(name) name##_amx
 #define OF_INTS(numbers) (doubles)_mm512_cvtepi32_pd((__m256i)(numbers))
 #define OF_double(numbers) (numbers)
@@ -213,25 +218,6 @@ static PyObject *cut(PyObject *module, PyObject *arguments)
     return result;
 }
 
-static PyObject *turn(PyObject *module, PyObject *arguments)
-{
-    Py_buffer from, to;
-    PyObject *result = NULL;
-    if (!PyArg_ParseTuple(arguments, "y*w*", &from, &to))
-        return NULL;
-    if (from.len % TILE != 0) {
-        PyErr_Format(PyExc_ValueError, "%zd bytes are no tiles of %d", from.len, TILE);
-    } else if (holds(&to, from.len, 1, "what is turned")) {
-        Py_BEGIN_ALLOW_THREADS
-        turn_tiles(from.buf, to.buf, from.len / TILE);
-        Py_END_ALLOW_THREADS
-        result = Py_NewRef(Py_None);
-    }
-    PyBuffer_Release(&from);
-    PyBuffer_Release(&to);
-    return result;
-}
-
 static PyObject *multiply(PyObject *module, PyObject *arguments)
 {
     Py_buffer total, left, scales, right, right_scales, memory;
@@ -310,8 +296,7 @@ PyMODINIT_FUNC PyInit__sliced(void)
     PyObject *module = PyModule_Create(&definition);
     if (module == NULL)
         return NULL;
-    if (PyModule_AddIntConstant(module, "STRIP", STRIP) < 0 || PyModule_AddIntConstant(module, "BLOCK", BLOCK) < 0
-        || PyModule_AddIntConstant(module, "STRIP_BYTES", STRIP_BYTES) < 0 || PyModule_AddIntConstant(module, "ROOM", ROOM) < 0) {
+    if (PyModule_AddIntConstant(module, "ROOM", ROOM) < 0) {
         Py_DECREF(module);
         return NULL;
     }

@@ -1,22 +1,23 @@
-/* One kind of the kernels of _sliced.c: TARGET, NAMED and MULTIPLY (what multiplies two strips) are set before. */
+/* One kind of the kernels of _sliced.c: TARGET, NAMED and what its registers do are set before. */
 
-/* The factor that makes integers below TOP of numbers up to `largest` (its bits), and in `scale` what undoes it: powers
- * of two, so that integers stay what they are. Numbers below 2**-126 may become zero. Where a number is not finite,
- * neither is the scale, and the factor is zero. */
-TARGET static inline float NAMED(factor)(uint32_t largest, double *scale)
+/* The two factors whose product makes integers below TOP of numbers up to `largest` (its bits), and in `scale` what
+ * undoes it: powers of two, so that integers stay what they are; two, since one for numbers that are hardly there would
+ * not be a float. Where a number is not finite, neither is the scale, and the factors are zero. */
+TARGET static inline void NAMED(factor)(uint32_t largest, float *factors, double *scale)
 {
     if (largest >= 0x7f800000u) {
         *scale = (double)NAN;
-        return 0.0f;
+        factors[0] = factors[STRIP] = 0.0f;
+        return;
     }
-    int exponent = (int)((largest + (0x7fffffu - TOP_BITS)) >> 23) - 127; /* one more where it would be above TOP */
-    exponent = exponent < -104 ? -104 : exponent;
-    const uint64_t undo = (uint64_t)(exponent - 22 + 1023) << 52;
-    const uint32_t make = (uint32_t)(22 - exponent + 127) << 23;
-    float factor;
+    /* One more where it would be above TOP; of numbers that are not normal the least. */
+    const int exponent = (int)((largest + (0x7fffffu - TOP_BITS)) >> 23) - 127, power = 22 - exponent;
+    const int first = power < 100 ? power : 100;
+    const uint64_t undo = (uint64_t)(1023 - power) << 52;
+    const uint32_t make = (uint32_t)(127 + first) << 23, more = (uint32_t)(127 + power - first) << 23;
     memcpy(scale, &undo, sizeof undo);
-    memcpy(&factor, &make, sizeof make);
-    return factor;
+    memcpy(factors, &make, sizeof make);
+    memcpy(factors + STRIP, &more, sizeof more);
 }
 
 /* Cut four rows of numbers, which lie `stride` apart, into the first rows of three tiles of a right factor. */
@@ -27,7 +28,7 @@ TARGET static inline void NAMED(cut)(const float *rows, Py_ssize_t stride, const
         first[i] = second[i] = third[i] = 0;
     for (int q = 0; q < 4; q++)
         for (int i = 0; i < STRIP; i++) {
-            const float number = factor[i] == 0.0f ? 0.0f : rows[q * stride + i] * factor[i];
+            const float number = factor[i] == 0.0f ? 0.0f : rows[q * stride + i] * factor[i] * factor[STRIP + i];
             const uint32_t digits = (uint32_t)((int32_t)rintf(number) + 0x808080);
             first[i] |= (digits >> 16 & 0xff) << 8 * q;
             second[i] |= (digits >> 8 & 0xff) << 8 * q;
@@ -63,7 +64,7 @@ TARGET static void NAMED(cut_block)(
     uint8_t *slices, double *scales, Py_ssize_t apart, Py_ssize_t scales_apart)
 {
     uint32_t largest[ACROSS];
-    float factor[STRIP];
+    float factor[2 * STRIP];
     const Py_ssize_t chunks = (depth + CHUNK - 1) / CHUNK;
     memset(copy + depth * ACROSS, 0, (size_t)((chunks * CHUNK - depth) * ACROSS) * sizeof(float));
     if (aside != 1 || columns < ACROSS) {
@@ -77,7 +78,7 @@ TARGET static void NAMED(cut_block)(
     for (Py_ssize_t j = 0; j < columns; j += STRIP) {
         uint8_t *tiles = slices + j / STRIP * apart;
         for (Py_ssize_t i = 0; i < STRIP; i++)
-            factor[i] = NAMED(factor)(largest[j + i], scales + j / STRIP * scales_apart + i);
+            NAMED(factor)(largest[j + i], factor + i, scales + j / STRIP * scales_apart + i);
         for (Py_ssize_t row = 0; row < chunks * CHUNK; row += 4)
             NAMED(cut)(copy + row * ACROSS + j, ACROSS, factor, tiles + row / CHUNK * SLICES * TILE + row % CHUNK * STRIP);
     }

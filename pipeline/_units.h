@@ -8,7 +8,15 @@
 
 _Static_assert(sizeof(Py_ssize_t) == 8, "sizes are multiplied");
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
+#if defined(__clang__)
+#define KNOWS_UNITS (__clang_major__ >= 12)
+#elif defined(__GNUC__)
+#define KNOWS_UNITS (__GNUC__ >= 11)
+#else
+#define KNOWS_UNITS 0
+#endif
+
+#if KNOWS_UNITS && defined(__x86_64__) && defined(__linux__)
 #define HAS_UNITS
 #include <cpuid.h>
 #include <immintrin.h>
@@ -82,4 +90,23 @@ static int reaches(
         && (rows - 1 <= (view->len / item - 1) / row_stride && columns - 1 <= (view->len / item - 1) / stride
                 ? holds(view, offset + (rows - 1) * row_stride + (columns - 1) * stride + 1, item, name)
                 : holds(view, PY_SSIZE_T_MAX / item, item, name));
+}
+
+static PyObject *turn(PyObject *module, PyObject *arguments)
+{
+    Py_buffer from, to;
+    PyObject *result = NULL;
+    if (!PyArg_ParseTuple(arguments, "y*w*", &from, &to))
+        return NULL;
+    if (from.len % TILE != 0) {
+        PyErr_Format(PyExc_ValueError, "%zd bytes are no tiles of %d", from.len, TILE);
+    } else if (holds(&to, from.len, 1, "what is turned")) {
+        Py_BEGIN_ALLOW_THREADS
+        turn_tiles(from.buf, to.buf, from.len / TILE);
+        Py_END_ALLOW_THREADS
+        result = Py_NewRef(Py_None);
+    }
+    PyBuffer_Release(&from);
+    PyBuffer_Release(&to);
+    return result;
 }

@@ -45,7 +45,7 @@ KEEPING = frozenset({"merge", "statistics", "spectrum", "artifacts", "certificat
 """Stages that keep what they free for the next arrays, most of them tiles, which makes them quicker."""
 SPARE = 64 << 20
 """Bytes that must be left above such a stage: what is kept adds up to 15 MiB to it (measured), but no rule says so."""
-SLICING = 1 << 20
+SLICING = 5 << 18
 """Bytes that a thread takes to cut factors for int8 matrix units and to multiply them."""
 CERTIFICATE_BYTES = 256 << 20
 """Bytes that U or the certificate's bands may take beside a few slabs of U and a few tiles, where there are no more."""
@@ -387,12 +387,12 @@ class Costs:
             fixed += self.facts.samples * tile * (2 * 8 + 4 + 2 * self.itemsize)  # panels of rows: centred, read ahead
             bands = min(CERTIFICATE_BYTES, max(2 * 8 * rank * size, 3 * 8 * rank * rank))
         else:
+            cut = bytes_of(rank, size) + bytes_of(max(tile, 512), size)  # U and columns of S, for int8 matrix units
+            if self.machine.sliced:
+                fixed, wanted = fixed + SLICING * self.machine.cores, max(wanted, cut)
             bands = min(wanted, max(CERTIFICATE_BYTES, allowed - fixed))
-            if (
-                bytes_of(rank, size) <= bands and not self.job.is_adaptive
-            ):  # U stays in memory, cut for int8 matrix units
+            if cut <= bands:
                 rate = max(rate, self.machine.sliced)
-                fixed += SLICING * self.machine.cores if self.machine.sliced else 0
         memory = fixed + bands
         cost = {"read": size**2 * 4 + 2 * size * rank * 4, "requests": 4 * self.pairs, "flops": flops}
         return self.stage("certificate", memory, seconds=1.5 * flops / rate, **cost), bands

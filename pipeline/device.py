@@ -117,7 +117,11 @@ def choose_kernel(device: torch.device, name: str = "") -> Kernel:
     first, *others = kernels(device)
     if first.functions is not None and name in {"", first.name} and is_exact(first):
         return first  # on int8 matrix units, where nothing else comes near
-    exact = [kernel for kernel in (first, *others) if is_exact(kernel)]
+    return _fastest([first, *others], device, name)
+
+
+def _fastest(among: list[Kernel], device: torch.device, name: str) -> Kernel:
+    exact = [kernel for kernel in among if is_exact(kernel)]
     if not exact:
         raise InexactDeviceError(f"matrix products on {device} are not exact; use --device cpu")
     named = [kernel for kernel in exact if kernel.name == name]
@@ -131,6 +135,14 @@ def kernel_of(device: str, name: str = "") -> Kernel:
     chosen = str(choose_device(device))
     usual = _kernel_of(chosen, "")
     return usual if name in {"", usual.name} else _kernel_of(chosen, name)
+
+
+@cache
+def product_kernel_of(device: str) -> Kernel:
+    """Return the fastest proven kernel of those that do not add to tiles where they lie, which are slow without."""
+    chosen = choose_device(device)
+    torch.set_float32_matmul_precision("highest")
+    return _fastest([kernel for kernel in kernels(chosen) if kernel.functions is None], chosen, "")
 
 
 @cache

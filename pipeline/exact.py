@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from queue import SimpleQueue
+from queue import LifoQueue
 from types import ModuleType, TracebackType
 from typing import Any, Self
 
@@ -84,7 +84,7 @@ class ExactAdder:
     def __init__(self, functions: ModuleType, room: dict[Any, Bytes], most: int = 0) -> None:
         self._functions, self._room, self._most, self._threads = functions, room, most, torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self._threads, "tilecov-exact")
-        self._sums: SimpleQueue[Bytes] = SimpleQueue()
+        self._sums: LifoQueue[Bytes] = LifoQueue()  # what was used last is in the cache
         for number in range(self._threads):
             self._sums.put(self._take(f"sums {number}", 4 * _HIGH * _WIDE))
 
@@ -99,6 +99,8 @@ class ExactAdder:
     def pack(self, key: int, rows: Bytes) -> Packed:
         """Make (n, width) uint8 rows ready, in memory that is kept under this key."""
         count, width = rows.shape
+        if rows.strides[1] != 1 or rows.strides[0] < width:  # columns apart, or the same row again
+            rows = np.ascontiguousarray(rows)
         sums = np.zeros(-(-width // _PAIR) * _PAIR, np.int32)
         packed = Packed(count, width, self._take_rows(key, count, width), sums)
         memory = span(rows)

@@ -14,7 +14,7 @@ C (`_sliced.c`) does it, where there are such units: see `units`.
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import LifoQueue
 from types import ModuleType, TracebackType
 from typing import Self
 
@@ -75,7 +75,7 @@ class Multiplier:
     def __init__(self, functions: ModuleType) -> None:
         self._functions, self._threads = functions, torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self._threads, "tilecov-slices")
-        self._rooms: SimpleQueue[npt.NDArray[np.uint8]] = SimpleQueue()
+        self._rooms: LifoQueue[npt.NDArray[np.uint8]] = LifoQueue()  # what was used last is in the cache
         for _ in range(self._threads):
             self._rooms.put(large_pages(functions.ROOM))
 
@@ -108,6 +108,8 @@ class Multiplier:
                 f"{count} columns and rows {start} to {end} are no blocks of {slices.count} and {slices.depth}"
             )
 
+        if min(factor.strides) <= 0:  # the same row again
+            factor = np.ascontiguousarray(factor)
         memory = span(factor)
 
         def work(first: int, last: int) -> None:
@@ -136,6 +138,8 @@ class Multiplier:
             )
 
         numbers = total.numpy()
+        if stride(numbers, 1) != 1 or stride(numbers, 0) < right.count:
+            raise ValueError(f"the total's numbers are {numbers.strides} bytes apart; rows must lie in one piece")
         memory = span(numbers)
 
         def work(first: int, last: int) -> None:

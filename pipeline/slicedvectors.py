@@ -33,11 +33,16 @@ class SlicedVectors:
 
     @classmethod
     def hold(cls, multiplier: Multiplier, slabs: Slabs, size: int, rank: int, budget: int) -> "SlicedVectors | None":
-        """Read U and cut it; None where that is more than ``budget`` bytes, or U is not float32, or in odd slabs."""
+        """Read U and cut it; None where it is not float32, or in odd slabs, or more than the budget.
+
+        That is for U and for a slab's columns of S, or 512 of U, which are cut beside it.
+        """
         slices: Slices | None = None
+        if not rank or bytes_of(rank, size) > budget:
+            return None
         for rows, values in slabs():
             if slices is None:
-                fits = rank > 0 and bytes_of(rank, size) <= budget
+                fits = bytes_of(rank, size) + bytes_of(max(len(values), min(_STRIP, rank)), size) <= budget
                 if not fits or values.dtype != np.float32 or (rows.stop % BLOCK and rows.stop != size):
                     return None
                 slices = Slices.empty(rank, size)
@@ -47,16 +52,14 @@ class SlicedVectors:
     def residuals(self, matrix: SymmetricTiles, values: Array) -> Iterator[float]:
         """Yield the squared norm of ``S U - U diag(LA)``, a tile row at a time."""
         tiling, values = matrix.tiling, values.astype(np.float64)
-        column = np.empty((tiling.size, tiling.tile), np.float32)
         cut = Slices.empty(tiling.tile, tiling.size)
         rest = torch.empty((tiling.tile, self._slices.count), dtype=torch.float64)
         for i, (own, slab) in enumerate(self._slabs()):
             width = own.stop - own.start
+            here = cut.part(0, width)
             # S is symmetric: a tile column is the transpose of the tile row, and the right factor that cutting takes.
             for j, rows in enumerate(tiling.spans()):
-                column[rows, :width] = matrix.read(j, i)
-            here = cut.part(0, width)
-            self._multiplier.cut(column[:, :width], here)
+                self._multiplier.cut(matrix.read(j, i).astype(np.float32), here, rows.start)
             total = rest[:width]
             np.multiply(slab, -values, out=total.numpy())
             self._multiplier.add(total, self._multiplier.turn(here), self._slices)

@@ -17,7 +17,7 @@ from tilecov.storage.tiling import Tiling
 
 from ..ahead import ahead
 from ..bounds import ORIGIN, ROWS_ALWAYS_EXACT
-from ..device import kernel_of
+from ..device import product_kernel_of
 
 _BAND = 512  # of a symmetric product: narrower saves more of its lower half and multiplies more slowly
 _DEVIATION = 1e-14
@@ -130,7 +130,7 @@ def gram(rows: Rows, device: torch.device) -> torch.Tensor:
 
 def _add_integers(found: torch.Tensor, rows: Rows, bands: list[slice]) -> None:
     """Add Y Y^T, y = x - 128, to the upper bands of ``found``."""
-    kernel = kernel_of(str(found.device))
+    kernel = product_kernel_of(str(found.device))
     for panel in _panels(rows):
         y = (torch.tensor(panel).to(found.device) ^ ORIGIN).view(torch.int8).to(kernel.dtype)
         for span in Tiling(y.shape[1], ROWS_ALWAYS_EXACT).spans():

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rowsets import MemoryRows
 
-from tilecov.pipeline import units
 from tilecov.pipeline.certificate import (
     IDENTITY_LIMIT,
     ORTHOGONALITY_LIMIT,
@@ -167,63 +166,6 @@ def test_u_is_read_once_where_it_fits(budget: int, reads: int, monkeypatch: pyte
     found = measure(Tiles(S, 16), slabs, LA, budget)
     assert len(passes) == reads
     assert_measures(replace(found, condition=None), by_definition(S, U, LA) | {"condition": None}, 1e-6)
-
-
-@pytest.fixture(params=["amx", "plain"])
-def on_units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As on a machine with int8 matrix units, and on them where they are."""
-    if units.compiled is None or not units.compiled.choose(request.param):
-        pytest.skip("no such units here, or no C compiler was there when tilecov was installed")
-    monkeypatch.setattr("tilecov.pipeline.certificate.units", lambda: units.compiled)
-    yield
-    assert units.compiled.choose("amx") or units.compiled.choose("plain")
-
-
-@pytest.mark.usefixtures("on_units")
-@pytest.mark.parametrize(("size", "tile", "k"), [(40, 40, 40), (700, 512, 700), (1100, 512, 30), (600, 600, 599)])
-def test_int8_matrix_units_measure_the_same(size: int, tile: int, k: int) -> None:
-    """A good spectrum and one that is wrong throughout, U read twice, in three quarters of its bytes."""
-    S = covariance(size)
-    U, LA = (array.astype(np.float32) for array in spectrum_of(S, k))
-    passes: list[int] = []
-
-    def slabs() -> Iterator[tuple[slice, Array]]:
-        passes.append(1)
-        return slabs_of(U, tile)()
-
-    found = measure(Tiles(S, tile), slabs, LA, units.bytes_of(k, size))
-    assert len(passes) == 2
-    assert_measures(replace(found, condition=None), by_definition(S, U, LA) | {"condition": None}, 3e-7)
-    wrong = (U + 0.1 * np.random.default_rng(1).standard_normal(U.shape)).astype(np.float32)
-    measured = measure(Tiles(S, tile), slabs_of(wrong, tile), LA, units.bytes_of(k, size)).as_dict()
-    for name, value in by_definition(S, wrong, LA).items():
-        assert measured[name] == (value if value is None else pytest.approx(value, rel=1e-5))
-
-
-@pytest.mark.usefixtures("on_units")
-def test_what_units_do_not_take_is_measured_without_them() -> None:
-    """U in float64, in slabs of odd heights, or larger than the budget."""
-    S = covariance(600)
-    U, LA = spectrum_of(S)
-    small = U.astype(np.float32), LA.astype(np.float32)
-    for vectors, values, tile, budget in (
-        (U, LA, 600, 1 << 24),
-        (*small, 100, 1 << 24),
-        (*small, 600, units.bytes_of(600, 600) - 1),
-    ):
-        found = measure(Tiles(S, tile), slabs_of(vectors, tile), values, budget)
-        assert found.breaches() == []
-        assert_measures(replace(found, condition=None), by_definition(S, vectors, values) | {"condition": None}, 1e-6)
-
-
-@pytest.mark.usefixtures("on_units")
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_units_see_what_is_not_finite(bad: float) -> None:
-    S = covariance(600)
-    U, LA = (array.astype(np.float32) for array in spectrum_of(S, 40))
-    U[577, 3] = bad
-    lines = measure(Tiles(S, 600), slabs_of(U, 600), LA, 1 << 24).breaches()
-    assert {line.split()[0] for line in lines} == {"residual", "orthogonality"}
 
 
 def test_u_is_not_held_at_the_price_of_more_passes_over_rows() -> None:

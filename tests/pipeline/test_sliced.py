@@ -56,7 +56,7 @@ def digits(block: Matrix) -> tuple[Matrix, Matrix]:
     largest = np.abs(block).max(axis=0).astype(np.float64)
     _, exponents = np.frexp(largest)
     exponents = exponents.astype(np.int64) - 1 + (np.ldexp(largest, 23 - exponents) > 0x7F7F7F)
-    units = np.ldexp(1.0, np.maximum(exponents, -104) - 22)
+    units = np.ldexp(1.0, np.maximum(exponents, -127) - 22)
     whole = np.rint(block / units).astype(np.int64)
     last = (whole + 128) % 256 - 128
     middle = ((whole - last) // 256 + 128) % 256 - 128
@@ -126,7 +126,7 @@ def test_any_size_of_numbers_is_taken(functions: ModuleType, largest: float) -> 
     right[0, :] = largest
     exact = left.astype(np.float64) @ right
     found = product(functions, left, right, np.zeros((20, 30)))
-    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5 * largest + 1e-36)
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5 * largest + 1e-43)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
