@@ -149,9 +149,6 @@ static const kernels all[] = {
 #endif
     {"plain", multiply_plain, cut_block_plain},
 };
-#define KINDS ((Py_ssize_t)(sizeof all / sizeof *all))
-
-static kernels best;
 
 /* Whether this machine can run kernels of a kind. */
 static int is_here(const kernels *kind)
@@ -159,16 +156,7 @@ static int is_here(const kernels *kind)
     return strcmp(kind->name, "amx") != 0 || units_are_here();
 }
 
-/* Choose the kernels of a name, or, for NULL, the first ones that this machine has; returns whether there are any. */
-static int choose_kernels(const char *name)
-{
-    for (Py_ssize_t i = 0; i < KINDS; i++)
-        if ((name == NULL || strcmp(all[i].name, name) == 0) && is_here(all + i)) {
-            best = all[i];
-            return 1;
-        }
-    return 0;
-}
+#include "_kinds.h"
 
 static Py_ssize_t blocks_of(Py_ssize_t depth)
 {
@@ -263,23 +251,8 @@ static PyObject *multiply(PyObject *module, PyObject *arguments)
     return result;
 }
 
-/* For tests, so that every kind is tested that a machine has; while nothing else runs. */
-static PyObject *choose(PyObject *module, PyObject *arguments)
-{
-    const char *name;
-    if (!PyArg_ParseTuple(arguments, "s", &name))
-        return NULL;
-    return PyBool_FromLong(choose_kernels(name));
-}
-
-static PyObject *chosen(PyObject *module, PyObject *none)
-{
-    return PyUnicode_FromString(best.name);
-}
-
 static PyMethodDef functions[] = {
-    {"choose", choose, METH_VARARGS, "choose(kind) -> bool"},
-    {"chosen", chosen, METH_NOARGS, "chosen() -> kind"},
+    CHOICE,
     {"cut", cut, METH_VARARGS,
      "cut(factor, offset, stride, aside, depth, columns, slices, scales, whole, block, from, to)"},
     {"turn", turn, METH_VARARGS, "turn(slices, turned)"},

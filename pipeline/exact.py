@@ -7,18 +7,17 @@ one by the threads: twice as fast (docs/decisions.md). C (`_exact.c`) does it, w
 `units`.
 """
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
-from queue import LifoQueue
-from types import ModuleType, TracebackType
-from typing import Any, Self
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from .crew import Bytes, Crew
 from .memory import large_pages, span, stride
 
 _CHUNK = 64
@@ -28,8 +27,6 @@ _PAIR = 32
 """Columns that the units' registers hold."""
 _HIGH, _WIDE = 512, 512
 """The parts of a tile that one thread adds to at a time; their sums stay in its second cache."""
-
-Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ def packed_bytes(rows: int, width: int) -> int:
     return -(-width // _PAIR) * _PAIR * -(-rows // _CHUNK) * _CHUNK
 
 
-class ExactAdder:
+class ExactAdder(Crew):
     """Makes rows ready and adds their products to tiles, on as many threads as torch has; a context manager.
 
     Parameters
@@ -82,19 +79,9 @@ class ExactAdder:
     """
 
     def __init__(self, functions: ModuleType, room: dict[Any, Bytes], most: int = 0) -> None:
-        self._functions, self._room, self._most, self._threads = functions, room, most, torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(self._threads, "tilecov-exact")
-        self._sums: LifoQueue[Bytes] = LifoQueue()  # what was used last is in the cache
-        for number in range(self._threads):
-            self._sums.put(self._take(f"sums {number}", 4 * _HIGH * _WIDE))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._functions, self._kept, self._most = functions, room, most
+        threads = range(torch.get_num_threads())
+        super().__init__("tilecov-exact", (self._take(f"sums {number}", 4 * _HIGH * _WIDE) for number in threads))
 
     def pack(self, key: int, rows: Bytes) -> Packed:
         """Make (n, width) uint8 rows ready, in memory that is kept under this key."""
@@ -104,13 +91,13 @@ class ExactAdder:
         sums = np.zeros(-(-width // _PAIR) * _PAIR, np.int32)
         packed = Packed(count, width, self._take_rows(key, count, width), sums)
         memory = span(rows)
-        step = max(2 * _PAIR, -(-width // (self._threads * 2 * _PAIR)) * 2 * _PAIR)
+        step = max(2 * _PAIR, -(-width // (self.threads * 2 * _PAIR)) * 2 * _PAIR)
 
         def work(start: int) -> None:
             stop = min(start + step, width)
             self._functions.pack(memory, 0, stride(rows, 0), count, width, packed.data, packed.sums, start, stop)
 
-        self._run(work, range(0, width, step))
+        self.each(work, range(0, width, step))
         return packed
 
     def add(self, tiles: Iterable[tuple[tuple[int, int], torch.Tensor]], packed: dict[int, Packed]) -> None:
@@ -124,43 +111,36 @@ class ExactAdder:
                 for wide in range(0, packed[j].width, _WIDE)
                 if i != j or wide + _WIDE > high
             ]
-            self._run(self._add_part, parts)
+            self.each(self._add_part, parts)
 
     def _turned(self, packed: Packed) -> Bytes:
         """Return a left factor: the transpose of what was made ready as a right one."""
         turned = self._take_rows("left", packed.rows, packed.width)
-        step = -(-len(turned) // (self._threads * _TILE)) * _TILE
+        step = -(-len(turned) // (self.threads * _TILE)) * _TILE
 
         def work(start: int) -> None:
             self._functions.turn(packed.data[start : start + step], turned[start : start + step])
 
-        self._run(work, range(0, len(turned), step))
+        self.each(work, range(0, len(turned), step))
         return turned
 
     def _add_part(self, part: _Part) -> None:
         one, other, tile = part.one, part.other, part.tile
         rows = part.first_row, min(part.first_row + _HIGH, one.width)
         columns = part.first_column, min(part.first_column + _WIDE, other.width)
-        sums = self._sums.get()
-        try:
+        with self.room() as sums:
             self._functions.add(
                 tile, stride(tile, 0), tile.itemsize, part.left, other.data, one.rows, one.width, other.width,
                 part.is_diagonal, *rows, *columns, sums,
             )  # fmt: skip
-        finally:
-            self._sums.put(sums)
-
-    def _run(self, work: Callable[[Any], None], parts: Iterable[Any]) -> None:
-        for _ in self._pool.map(work, parts):
-            pass
 
     def _take_rows(self, key: Any, rows: int, width: int) -> Bytes:
         return self._take(key, packed_bytes(max(rows, self._most), width))[: packed_bytes(rows, width)]
 
     def _take(self, key: Any, size: int) -> Bytes:
         """Return memory, whatever is in it, that is kept."""
-        kept = self._room.get(key)
+        kept = self._kept.get(key)
         if kept is None or len(kept) < size:
-            self._room.pop(key, None)  # frees the smaller one before there is another
-            self._room[key] = kept = large_pages(size)
+            self._kept.pop(key, None)  # frees the smaller one before there is another
+            self._kept[key] = kept = large_pages(size)
         return kept[:size]

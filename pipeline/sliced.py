@@ -12,16 +12,14 @@ C (`_sliced.c`) does it, where there are such units: see `units`.
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from queue import LifoQueue
-from types import ModuleType, TracebackType
-from typing import Self
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from .crew import Crew
 from .memory import large_pages, span, stride
 from .units import BLOCK, STRIP, STRIP_BYTES, blocks_of, strips_of
 
@@ -63,7 +61,7 @@ class Slices:
         return Slices(stop - start, self.depth, data, self.scales[first * STRIP : last * STRIP])
 
 
-class Multiplier:
+class Multiplier(Crew):
     """Cuts factors and multiplies them, on as many threads as torch has; a context manager that ends them.
 
     Parameters
@@ -73,19 +71,8 @@ class Multiplier:
     """
 
     def __init__(self, functions: ModuleType) -> None:
-        self._functions, self._threads = functions, torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(self._threads, "tilecov-slices")
-        self._rooms: LifoQueue[npt.NDArray[np.uint8]] = LifoQueue()  # what was used last is in the cache
-        for _ in range(self._threads):
-            self._rooms.put(large_pages(functions.ROOM))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._functions = functions
+        super().__init__("tilecov-slices", (large_pages(functions.ROOM) for _ in range(torch.get_num_threads())))
 
     def cut(self, factor: npt.NDArray[np.float32], slices: Slices, start: int = 0) -> None:
         """Cut rows of a right factor, which are rows ``start`` and so on of it all.
@@ -143,21 +130,17 @@ class Multiplier:
         memory = span(numbers)
 
         def work(first: int, last: int) -> None:
-            room = self._rooms.get()
-            try:
+            with self.room() as room:
                 self._functions.multiply(
                     memory, 0, stride(numbers, 0), numbers.itemsize, left.data, left.scales, right.data, right.scales,
                     left.count, left.depth, right.count, first, last, alpha, room,
                 )  # fmt: skip
-            finally:
-                self._rooms.put(room)
 
         self._share(right.count, work)
 
     def _share(self, columns: int, work: Callable[[int, int], None]) -> None:
         """Do the work on all columns, some of them at a time on each thread."""
-        step = -(-columns // (self._threads * _SHARES * _ACROSS)) * _ACROSS
-        if columns < self._threads * step:
-            step = -(-columns // (self._threads * STRIP)) * STRIP
-        for _ in self._pool.map(lambda first: work(first, min(first + step, columns)), range(0, columns, step)):
-            pass
+        step = -(-columns // (self.threads * _SHARES * _ACROSS)) * _ACROSS
+        if columns < self.threads * step:
+            step = -(-columns // (self.threads * STRIP)) * STRIP
+        self.each(lambda first: work(first, min(first + step, columns)), range(0, columns, step))

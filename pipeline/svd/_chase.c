@@ -85,9 +85,6 @@ static const kernels all[] = {
 #endif
     KERNELS(plain),
 };
-#define KINDS ((Py_ssize_t)(sizeof all / sizeof *all))
-
-static kernels best;
 
 /* Whether this machine can run kernels of a kind. */
 static int is_here(const kernels *kind)
@@ -101,16 +98,7 @@ static int is_here(const kernels *kind)
     return 1;
 }
 
-/* Choose the kernels of a name, or, for NULL, the first ones that this machine has; returns whether there are any. */
-static int choose_kernels(const char *name)
-{
-    for (Py_ssize_t i = 0; i < KINDS; i++)
-        if ((name == NULL || strcmp(all[i].name, name) == 0) && is_here(all + i)) {
-            best = all[i];
-            return 1;
-        }
-    return 0;
-}
+#include "../_kinds.h"
 
 /* Numbers too small to be normal are taken as zero while a strip is worked on: they would take a hundred times as long,
  * and there are many where eigenvectors have no part in some rows. */
@@ -239,18 +227,9 @@ static PyObject *apply(PyObject *module, PyObject *arguments)
     return result;
 }
 
-/* For tests, so that every kind is tested that a machine has; while nothing else runs. */
-static PyObject *choose(PyObject *module, PyObject *arguments)
-{
-    const char *name;
-    if (!PyArg_ParseTuple(arguments, "s", &name))
-        return NULL;
-    return PyBool_FromLong(choose_kernels(name));
-}
-
 static PyMethodDef functions[] = {
     {"chase", chase, METH_VARARGS, "chase(matrix, kept, progress, size, reach, first, count, share, shares)"},
-    {"choose", choose, METH_VARARGS, "choose(kind) -> bool"},
+    CHOICE,
     {"prepare", prepare, METH_VARARGS, "prepare(kept, group, couplings, steps, count, reach, itemsize)"},
     {"apply", apply, METH_VARARGS, "apply(group, couplings, strip, steps, fours, reach, first, itemsize)"},
     {NULL, NULL, 0, NULL},
