@@ -161,13 +161,13 @@ static int are_few(Py_ssize_t rows)
 static PyObject *pack(PyObject *module, PyObject *arguments)
 {
     Py_buffer source, packed, sums;
-    Py_ssize_t offset, stride, rows, columns, from, to;
+    Py_ssize_t stride, rows, columns, from, to;
     PyObject *result = NULL;
-    if (!PyArg_ParseTuple(arguments, "y*nnnnw*w*nn", &source, &offset, &stride, &rows, &columns, &packed, &sums, &from, &to))
+    if (!PyArg_ParseTuple(arguments, "y*nnnw*w*nn", &source, &stride, &rows, &columns, &packed, &sums, &from, &to))
         return NULL;
     if (are_few(rows) && is_sound(columns, 1, "the columns") && is_sound(from, 0, "the first column")
         && is_sound(to, from, "the end of columns")
-        && reaches(&source, 1, offset, rows, stride, columns, 1, "the rows")) {
+        && reaches(&source, 1, rows, stride, columns, 1, "the rows")) {
         const Py_ssize_t chunks = (rows + CHUNK - 1) / CHUNK;
         if (to > columns || from % PAIR != 0) {
             PyErr_Format(PyExc_ValueError, "columns %zd to %zd of %zd were asked for", from, to, columns);
@@ -176,7 +176,7 @@ static PyObject *pack(PyObject *module, PyObject *arguments)
             Py_BEGIN_ALLOW_THREADS
             for (Py_ssize_t column = from; column < to; column += STRIP)
                 best.pack_strip(
-                    (const uint8_t *)source.buf + offset + column, stride, rows, to - column < STRIP ? to - column : STRIP,
+                    (const uint8_t *)source.buf + column, stride, rows, to - column < STRIP ? to - column : STRIP,
                     (uint8_t *)packed.buf + column / STRIP * chunks * TILE, (int32_t *)sums.buf + column);
             if (to == columns && (columns + STRIP - 1) / STRIP % 2 != 0)
                 memset((uint8_t *)packed.buf + packed_bytes(columns, chunks) - chunks * TILE, 0, (size_t)(chunks * TILE));
@@ -206,7 +206,7 @@ static PyObject *add(PyObject *module, PyObject *arguments)
                && is_sound(the.first_row, 0, "the first row") && is_sound(the.last_row, the.first_row, "the end of rows")
                && is_sound(the.first_column, 0, "the first column")
                && is_sound(the.last_column, the.first_column, "the end of columns")
-               && reaches(&total, item, 0, the.rows, the.stride, the.columns, 1, "the total")) {
+               && reaches(&total, item, the.rows, the.stride, the.columns, 1, "the total")) {
         the.chunks = (rows + CHUNK - 1) / CHUNK;
         if (the.last_row > the.rows || the.last_column > the.columns || the.first_row % PAIR != 0 || the.first_column % PAIR != 0
             || (the.is_diagonal && the.rows != the.columns)) {
@@ -235,7 +235,7 @@ static PyObject *add(PyObject *module, PyObject *arguments)
 
 static PyMethodDef functions[] = {
     CHOICE,
-    {"pack", pack, METH_VARARGS, "pack(source, offset, stride, rows, columns, packed, sums, from, to)"},
+    {"pack", pack, METH_VARARGS, "pack(source, stride, rows, columns, packed, sums, from, to)"},
     {"turn", turn, METH_VARARGS, "turn(packed, turned)"},
     {"add", add, METH_VARARGS,
      "add(total, stride, itemsize, left, right, rows, height, width, diagonal, from, to, from, to, room)"},

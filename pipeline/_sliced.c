@@ -22,7 +22,6 @@
 #define TOP_BITS 0x7efefeu /* of the significand of 127 * (2**16 + 2**8 + 1) = 0x7f7f7f, the largest with three digits */
 
 typedef int32_t ints __attribute__((vector_size(32), aligned(4), may_alias));
-typedef float floats __attribute__((vector_size(32), aligned(4), may_alias));
 typedef double doubles __attribute__((vector_size(64), aligned(8), may_alias));
 typedef int32_t strip __attribute__((vector_size(64), aligned(4), may_alias));
 #define STRIP_AT(from) (*(strip *)(from))
@@ -31,10 +30,8 @@ typedef int32_t strip __attribute__((vector_size(64), aligned(4), may_alias));
 typedef struct {
     const uint8_t *left, *right;
     const double *scales, *right_scales;
-    void *total;
+    double *total;
     Py_ssize_t rows, depth, stride;
-    double alpha;
-    int wide; /* whether the total is of doubles */
 } factors;
 
 typedef struct {
@@ -44,12 +41,16 @@ typedef struct {
 #define ROOM ((Py_ssize_t)sizeof(room) + 64) /* of any alignment */
 
 typedef struct {
-    int32_t *sums;
+    const int32_t *sums;
     const double *row_scales, *scales;
-    double alpha; /* times what the last of the four sums is worth, and what is shifted */
-    void *total;
-    Py_ssize_t stride, rows, columns;
+    double *kept;
+    Py_ssize_t rows;
 } tile;
+
+static Py_ssize_t blocks_of(Py_ssize_t depth)
+{
+    return (depth + BLOCK - 1) / BLOCK;
+}
 
 #ifdef HAS_UNITS
 #ifdef __clang__ /* does not know the word, and takes them anyway */
@@ -61,10 +62,6 @@ typedef struct {
     __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,amx-tile,amx-int8" WHOLE_VECTORS)))
 #define NAMED(name) name##_amx
 #define OF_INTS(numbers) (doubles)_mm512_cvtepi32_pd((__m256i)(numbers))
-#define OF_double(numbers) (numbers)
-#define TO_double(numbers) (numbers)
-#define OF_float(numbers) (doubles)_mm512_cvtps_pd((__m256)(numbers))
-#define TO_float(numbers) (floats)_mm512_cvtpd_ps((__m512d)(numbers))
 #define BEGIN TILES_BEGIN
 #define END TILES_END
 #define CLEAR(sums) \
@@ -98,8 +95,6 @@ typedef struct {
 #undef TARGET
 #undef NAMED
 #undef OF_INTS
-#undef OF_float
-#undef TO_float
 #undef BEGIN
 #undef END
 #undef CLEAR
@@ -126,8 +121,6 @@ static inline void multiply_plainly(const uint8_t *left, const uint8_t *right, i
 #define TARGET
 #define NAMED(name) name##_plain
 #define OF_INTS(numbers) __builtin_convertvector(numbers, doubles)
-#define OF_float(numbers) __builtin_convertvector(numbers, doubles)
-#define TO_float(numbers) __builtin_convertvector(numbers, floats)
 #define BEGIN
 #define END
 #define CLEAR(sums) memset(sums, 0, 4 * SUM * sizeof *sums);
@@ -158,22 +151,17 @@ static int is_here(const kernels *kind)
 
 #include "_kinds.h"
 
-static Py_ssize_t blocks_of(Py_ssize_t depth)
-{
-    return (depth + BLOCK - 1) / BLOCK;
-}
-
 static PyObject *cut(PyObject *module, PyObject *arguments)
 {
     Py_buffer source, slices, scales;
-    Py_ssize_t offset, stride, aside, depth, columns, whole, block, from, to;
+    Py_ssize_t stride, aside, depth, columns, whole, block, from, to;
     PyObject *result = NULL;
-    if (!PyArg_ParseTuple(arguments, "y*nnnnnw*w*nnnn", &source, &offset, &stride, &aside, &depth, &columns, &slices, &scales,
-                          &whole, &block, &from, &to))
+    if (!PyArg_ParseTuple(arguments, "y*nnnnw*w*nnnn", &source, &stride, &aside, &depth, &columns, &slices, &scales, &whole,
+                          &block, &from, &to))
         return NULL;
     if (is_sound(depth, 1, "the depth") && is_sound(columns, 1, "the columns") && is_sound(whole, 1, "the whole depth")
         && is_sound(block, 0, "the block") && is_sound(from, 0, "the first column") && is_sound(to, from, "the end of columns")
-        && reaches(&source, sizeof(float), offset, depth, stride, columns, aside, "the factor")) {
+        && reaches(&source, sizeof(float), depth, stride, columns, aside, "the factor")) {
         const Py_ssize_t strips = (columns + STRIP - 1) / STRIP, blocks = blocks_of(whole);
         if (to > columns || (from < to && from % STRIP != 0) || block > whole / BLOCK || depth > whole - block * BLOCK) {
             PyErr_Format(PyExc_ValueError, "columns %zd to %zd of %zd and %zd rows from block %zd on of %zd were asked for",
@@ -189,7 +177,7 @@ static PyObject *cut(PyObject *module, PyObject *arguments)
                     for (Py_ssize_t row = 0; row < depth; row += BLOCK) {
                         const Py_ssize_t at = column / STRIP * blocks + block + row / BLOCK;
                         best.cut_block(
-                            (const float *)source.buf + offset + row * stride + column * aside, stride, aside,
+                            (const float *)source.buf + row * stride + column * aside, stride, aside,
                             depth - row < BLOCK ? depth - row : BLOCK, to - column < ACROSS ? to - column : ACROSS, copy,
                             (uint8_t *)slices.buf + at * STRIP_BYTES, (double *)scales.buf + at * STRIP,
                             blocks * STRIP_BYTES, blocks * STRIP);
@@ -209,18 +197,15 @@ static PyObject *cut(PyObject *module, PyObject *arguments)
 static PyObject *multiply(PyObject *module, PyObject *arguments)
 {
     Py_buffer total, left, scales, right, right_scales, memory;
-    Py_ssize_t offset, item, columns, from, to;
+    Py_ssize_t columns, from, to;
     factors the;
     PyObject *result = NULL;
-    if (!PyArg_ParseTuple(arguments, "w*nnny*y*y*y*nnnnndw*", &total, &offset, &the.stride, &item, &left, &scales, &right,
-                          &right_scales, &the.rows, &the.depth, &columns, &from, &to, &the.alpha, &memory))
+    if (!PyArg_ParseTuple(arguments, "w*ny*y*y*y*nnnnnw*", &total, &the.stride, &left, &scales, &right, &right_scales,
+                          &the.rows, &the.depth, &columns, &from, &to, &memory))
         return NULL;
-    if (item != sizeof(float) && item != sizeof(double)) {
-        PyErr_Format(PyExc_ValueError, "numbers have 4 or 8 bytes, not %zd", item);
-    } else if (is_sound(the.rows, 1, "the rows") && is_sound(the.depth, 1, "the depth")
-               && is_sound(columns, 1, "the columns") && is_sound(from, 0, "the first column")
-               && is_sound(to, from, "the end of columns")
-               && reaches(&total, item, offset, the.rows, the.stride, columns, 1, "the total")) {
+    if (is_sound(the.rows, 1, "the rows") && is_sound(the.depth, 1, "the depth") && is_sound(columns, 1, "the columns")
+        && is_sound(from, 0, "the first column") && is_sound(to, from, "the end of columns")
+        && reaches(&total, sizeof(double), the.rows, the.stride, columns, 1, "the total")) {
         const Py_ssize_t blocks = blocks_of(the.depth), strips = (the.rows + STRIP - 1) / STRIP * blocks;
         const Py_ssize_t beside = (columns + STRIP - 1) / STRIP * blocks;
         if (to > columns || (from < to && from % STRIP != 0)) {
@@ -234,8 +219,7 @@ static PyObject *multiply(PyObject *module, PyObject *arguments)
             the.scales = scales.buf;
             the.right = right.buf;
             the.right_scales = right_scales.buf;
-            the.total = (char *)total.buf + offset * item;
-            the.wide = item == sizeof(double);
+            the.total = total.buf;
             Py_BEGIN_ALLOW_THREADS
             best.multiply(&the, from, to, (room *)(((uintptr_t)memory.buf + 63) / 64 * 64));
             Py_END_ALLOW_THREADS
@@ -254,10 +238,10 @@ static PyObject *multiply(PyObject *module, PyObject *arguments)
 static PyMethodDef functions[] = {
     CHOICE,
     {"cut", cut, METH_VARARGS,
-     "cut(factor, offset, stride, aside, depth, columns, slices, scales, whole, block, from, to)"},
+     "cut(factor, stride, aside, depth, columns, slices, scales, whole, block, from, to)"},
     {"turn", turn, METH_VARARGS, "turn(slices, turned)"},
     {"multiply", multiply, METH_VARARGS,
-     "multiply(total, offset, stride, itemsize, left, scales, right, scales, rows, depth, columns, from, to, alpha, room)"},
+     "multiply(total, stride, left, scales, right, scales, rows, depth, columns, from, to, room)"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -84,64 +84,43 @@ TARGET static void NAMED(cut_block)(
     }
 }
 
-/* Add to rows of a tile of the total what four sums of products of slices come to. */
-#define ADDED(kind, numbers) \
-    TARGET static inline void NAMED(add_##kind)(const tile *the, Py_ssize_t from, Py_ssize_t to) \
-    { \
-        for (Py_ssize_t i = from; i < to; i++) { \
-            const double scale = the->row_scales[i] * the->alpha; \
-            kind last[STRIP], *row = (kind *)the->total + i * the->stride, *place = the->columns == STRIP ? row : last; \
-            if (the->columns < STRIP) \
-                memcpy(last, row, (size_t)the->columns * sizeof(kind)); \
-            for (int j = 0; j < STRIP; j += 8) { \
-                const int32_t *at = the->sums + i * STRIP + j; \
-                const ints high = INTS(at) * 256 + INTS(at + SUM); \
-                const ints low = INTS(at + 2 * SUM) + ((INTS(at + 3 * SUM) + 128) >> 8); \
-                const doubles found = OF_INTS(high) * 256.0 + OF_INTS(low); \
-                numbers *sum = (numbers *)(place + j); \
-                *sum = TO_##kind(OF_##kind(*sum) + found * (scale * *(const doubles *)(the->scales + j))); \
-            } \
-            if (the->columns < STRIP) \
-                memcpy(row, last, (size_t)the->columns * sizeof(kind)); \
-        } \
-    }
-ADDED(float, floats)
-ADDED(double, doubles)
-
-TARGET static inline void NAMED(add)(const tile *the, int wide, Py_ssize_t from, Py_ssize_t to)
+/* Add to rows of a tile of what is kept what four sums of products of slices come to. */
+TARGET static inline void NAMED(add)(const tile *the, Py_ssize_t from, Py_ssize_t to)
 {
     to = to < the->rows ? to : the->rows;
-    if (wide)
-        NAMED(add_double)(the, from, to);
-    else
-        NAMED(add_float)(the, from, to);
+    for (Py_ssize_t i = from; i < to; i++) {
+        const double scale = the->row_scales[i] * 65536.0; /* what the last of the four is worth, and what is shifted */
+        for (int j = 0; j < STRIP; j += 8) {
+            const int32_t *at = the->sums + i * STRIP + j;
+            const ints high = INTS(at) * 256 + INTS(at + SUM);
+            const ints low = INTS(at + 2 * SUM) + ((INTS(at + 3 * SUM) + 128) >> 8);
+            const doubles found = OF_INTS(high) * 256.0 + OF_INTS(low);
+            *(doubles *)(the->kept + i * STRIP + j) += found * (scale * *(const doubles *)(the->scales + j));
+        }
+    }
 }
 
-/* Add to rows of the total, from `first` on, what was summed for its columns from `column` on. */
-TARGET static void NAMED(add_sums)(
+/* Add to rows of the total, from `first` on, what was kept for its columns from `column` on. */
+TARGET static void NAMED(add_kept)(
     const factors *the, const double *kept, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t column, Py_ssize_t columns)
 {
     for (Py_ssize_t row = 0; row < rows; row++)
         for (Py_ssize_t j = 0; j < columns; j += STRIP) {
             const double *found = kept + (row / STRIP * ACROSS + j) * STRIP + row % STRIP * STRIP;
-            const Py_ssize_t place = (first + row) * the->stride + column + j;
+            double *total = the->total + (first + row) * the->stride + column + j;
             const Py_ssize_t end = columns - j < STRIP ? columns - j : STRIP;
-            if (the->wide)
-                for (Py_ssize_t i = 0; i < end; i++)
-                    ((double *)the->total)[place + i] += found[i];
-            else
-                for (Py_ssize_t i = 0; i < end; i++)
-                    ((float *)the->total)[place + i] = (float)(((float *)the->total)[place + i] + found[i]);
+            for (Py_ssize_t i = 0; i < end; i++)
+                total[i] += found[i];
         }
 }
 
-/* Add the product of a block to rows and columns of the total, or to what is kept where there are more blocks. */
+/* Add the product of a block to what is kept for rows and columns of the total. */
 TARGET static void NAMED(multiply_block)(
     const factors *the, Py_ssize_t block, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t column, Py_ssize_t columns, room *room)
 {
-    const Py_ssize_t blocks = (the->depth + BLOCK - 1) / BLOCK, wide = blocks > 1 || the->wide;
+    const Py_ssize_t blocks = blocks_of(the->depth);
     const Py_ssize_t deep = the->depth - block * BLOCK < BLOCK ? the->depth - block * BLOCK : BLOCK;
-    const Py_ssize_t chunks = (deep + CHUNK - 1) / CHUNK, size = the->wide ? sizeof(double) : sizeof(float);
+    const Py_ssize_t chunks = (deep + CHUNK - 1) / CHUNK;
     /* While a strip is multiplied, a part of the next one is fetched with each step: it would come late by itself. */
     const Py_ssize_t part = SLICES * TILE / ((columns + STRIP - 1) / STRIP);
     tile before = {.rows = 0};
@@ -150,48 +129,36 @@ TARGET static void NAMED(multiply_block)(
         for (Py_ssize_t j = 0; j < columns; j += STRIP) {
             const Py_ssize_t at = (first + row) / STRIP * blocks + block, beside = (column + j) / STRIP * blocks + block;
             const uint8_t *left = the->left + at * STRIP_BYTES, *right = the->right + beside * STRIP_BYTES;
-            tile now = {room->sums[turn], the->scales + at * STRIP, the->right_scales + beside * STRIP, the->alpha * 65536.0,
-                        room->kept + row * ACROSS + j * STRIP, STRIP, rows - row < STRIP ? rows - row : STRIP, STRIP};
-            if (blocks == 1) {
-                now.total = (char *)the->total + ((first + row) * the->stride + column + j) * size;
-                now.stride = the->stride;
-                now.columns = columns - j < STRIP ? columns - j : STRIP;
-            }
-            CLEAR(now.sums)
+            int32_t *sums = room->sums[turn];
+            CLEAR(sums)
             /* The units multiply while the vector units add what the tile before came to. */
             for (Py_ssize_t chunk = 0; chunk < chunks; chunk++) {
-                STEP(left + chunk * SLICES * TILE, right + chunk * SLICES * TILE, now.sums)
-                NAMED(add)(&before, wide, chunk * ROWS, (chunk + 1) * ROWS);
+                STEP(left + chunk * SLICES * TILE, right + chunk * SLICES * TILE, sums)
+                NAMED(add)(&before, chunk * ROWS, (chunk + 1) * ROWS);
                 for (Py_ssize_t i = 0; i < part; i += 64) {
                     FETCH(left + blocks * STRIP_BYTES + (j / STRIP * chunks + chunk) * part + i)
                 }
-                if (blocks == 1)
-                    for (Py_ssize_t i = chunk * ROWS; i < (chunk + 1) * ROWS && i < now.rows; i++) {
-                        FETCH((char *)now.total + i * now.stride * size)
-                    }
             }
-            NAMED(add)(&before, wide, chunks * ROWS, STRIP);
-            STORE(now.sums)
-            before = now;
+            NAMED(add)(&before, chunks * ROWS, STRIP);
+            STORE(sums)
+            before = (tile){sums, the->scales + at * STRIP, the->right_scales + beside * STRIP,
+                            room->kept + row * ACROSS + j * STRIP, rows - row < STRIP ? rows - row : STRIP};
             turn = 1 - turn;
         }
-    NAMED(add)(&before, wide, 0, STRIP);
+    NAMED(add)(&before, 0, STRIP);
 }
 
 TARGET static void NAMED(multiply)(const factors *the, Py_ssize_t from, Py_ssize_t to, room *room)
 {
-    const Py_ssize_t blocks = (the->depth + BLOCK - 1) / BLOCK, tall = blocks > 1 ? TALLEST : the->rows;
     BEGIN
     for (Py_ssize_t column = from; column < to; column += ACROSS) {
         const Py_ssize_t columns = to - column < ACROSS ? to - column : ACROSS;
-        for (Py_ssize_t first = 0; first < the->rows; first += tall) {
-            const Py_ssize_t rows = the->rows - first < tall ? the->rows - first : tall;
-            if (blocks > 1)
-                memset(room->kept, 0, sizeof room->kept);
-            for (Py_ssize_t block = 0; block < blocks; block++)
+        for (Py_ssize_t first = 0; first < the->rows; first += TALLEST) {
+            const Py_ssize_t rows = the->rows - first < TALLEST ? the->rows - first : TALLEST;
+            memset(room->kept, 0, sizeof room->kept);
+            for (Py_ssize_t block = 0; block < blocks_of(the->depth); block++)
                 NAMED(multiply_block)(the, block, first, rows, column, columns, room);
-            if (blocks > 1)
-                NAMED(add_sums)(the, room->kept, first, rows, column, columns);
+            NAMED(add_kept)(the, room->kept, first, rows, column, columns);
         }
     }
     END

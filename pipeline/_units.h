@@ -82,14 +82,11 @@ static int is_sound(Py_ssize_t number, Py_ssize_t least, const char *name)
 
 /* Whether the last of rows x columns numbers lies in a buffer; 0 with an exception set where not. */
 static int reaches(
-    const Py_buffer *view, Py_ssize_t item, Py_ssize_t offset, Py_ssize_t rows, Py_ssize_t row_stride, Py_ssize_t columns,
-    Py_ssize_t stride, const char *name)
+    const Py_buffer *view, Py_ssize_t item, Py_ssize_t rows, Py_ssize_t row_stride, Py_ssize_t columns, Py_ssize_t stride,
+    const char *name)
 {
-    return is_sound(offset, 0, "an offset") && is_sound(row_stride, 1, "a stride") && is_sound(stride, 1, "a stride")
-        && holds(view, 1, item, name)
-        && (rows - 1 <= (view->len / item - 1) / row_stride && columns - 1 <= (view->len / item - 1) / stride
-                ? holds(view, offset + (rows - 1) * row_stride + (columns - 1) * stride + 1, item, name)
-                : holds(view, PY_SSIZE_T_MAX / item, item, name));
+    return is_sound(row_stride, 1, "a stride") && is_sound(stride, 1, "a stride")
+        && holds(view, (rows - 1) * row_stride + (columns - 1) * stride + 1, item, name);
 }
 
 static PyObject *turn(PyObject *module, PyObject *arguments)

@@ -1,9 +1,7 @@
 """Which device multiplies, and the proof that its products are exact."""
 
 import threading
-import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -13,6 +11,7 @@ import torch
 
 from .bounds import INT32_ROWS, ORIGIN, ROWS_ALWAYS_EXACT
 from .exact import ExactAdder
+from .machine import best_of
 from .units import exact_units
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -101,8 +100,10 @@ def kernel_on_units(functions: ModuleType) -> Kernel:
     return Kernel("int8", torch.device("cpu"), torch.int8, product, grouped=False, functions=functions)
 
 
-def choose_kernel(device: torch.device, name: str = "") -> Kernel:
+def choose_kernel(device: torch.device, name: str = "", *, whole: bool = False) -> Kernel:
     """Return the fastest kernel of ``device`` that passes the proof, or the one of this name where it does.
+
+    For whole products those that add to tiles where they lie, and make rows ready for many tiles, are left out.
 
     Processors without int8 instructions multiply int8 more slowly than float32, or not exactly, so on a CPU both are
     timed, for some milliseconds. The integers are the same whichever is chosen.
@@ -114,13 +115,10 @@ def choose_kernel(device: torch.device, name: str = "") -> Kernel:
     """
     # Products in TF32 or bfloat16 may keep their sums short too, which the proof would refuse.
     torch.set_float32_matmul_precision("highest")
-    first, *others = kernels(device)
+    among = [kernel for kernel in kernels(device) if not (whole and kernel.functions)]
+    first = among[0]
     if first.functions is not None and name in {"", first.name} and is_exact(first):
         return first  # on int8 matrix units, where nothing else comes near
-    return _fastest([first, *others], device, name)
-
-
-def _fastest(among: list[Kernel], device: torch.device, name: str) -> Kernel:
     exact = [kernel for kernel in among if is_exact(kernel)]
     if not exact:
         raise InexactDeviceError(f"matrix products on {device} are not exact; use --device cpu")
@@ -139,10 +137,8 @@ def kernel_of(device: str, name: str = "") -> Kernel:
 
 @cache
 def product_kernel_of(device: str) -> Kernel:
-    """Return the fastest proven kernel of those that do not add to tiles where they lie, which are slow without."""
-    chosen = choose_device(device)
-    torch.set_float32_matmul_precision("highest")
-    return _fastest([kernel for kernel in kernels(chosen) if kernel.functions is None], chosen, "")
+    """Return the proven kernel of whole products; proof and choice run once a process."""
+    return choose_kernel(choose_device(device), whole=True)
 
 
 @cache
@@ -153,24 +149,14 @@ def _kernel_of(device: str, name: str) -> Kernel:
 def rate_of(kernel: Kernel, rows: int = ROWS_ALWAYS_EXACT, width: int = 512) -> float:
     """Measure how many operations a second ``kernel`` does, two for each product of values."""
     block = torch.ones((rows, width), dtype=kernel.dtype, device=kernel.device)
-    with ExitStack() as stack:
-        if kernel.functions is not None:
-            adder = stack.enter_context(ExactAdder(kernel.functions, {}))
-            total = torch.zeros((width, width), dtype=torch.int32)
+    if kernel.functions is None:
+        seconds = best_of(3, lambda: float(kernel.product(block, block)[0, 0]))
+    else:
+        total = torch.zeros((width, width), dtype=torch.int32)
+        with ExactAdder(kernel.functions, {}) as adder:
             ready = dict.fromkeys((0, 1), adder.pack(0, block.numpy().view(np.uint8)))  # once for a row of tiles
-
-        def once() -> None:
-            if kernel.functions is not None:
-                adder.add([((0, 1), total)], ready)
-            else:
-                kernel.product(block, block)[0, 0].item()
-
-        seconds = []
-        for _ in range(4):  # the first one makes ready
-            start = time.perf_counter()
-            once()
-            seconds.append(time.perf_counter() - start)
-    return 2.0 * rows * width**2 / max(min(seconds[1:]), 1e-9)
+            seconds = best_of(3, lambda: adder.add([((0, 1), total)], ready))
+    return 2.0 * rows * width**2 / seconds
 
 
 def is_exact(kernel: Kernel, width: int = 256) -> bool:

@@ -95,7 +95,7 @@ class ExactAdder(Crew):
 
         def work(start: int) -> None:
             stop = min(start + step, width)
-            self._functions.pack(memory, 0, stride(rows, 0), count, width, packed.data, packed.sums, start, stop)
+            self._functions.pack(memory, stride(rows, 0), count, width, packed.data, packed.sums, start, stop)
 
         self.each(work, range(0, width, step))
         return packed

@@ -37,12 +37,6 @@ class Machine:
         Bytes resident in a process of the job before it does anything: the interpreter and its imports.
     flops32, flops64 : float
         Floating point operations a second of a large matrix product on the job's device.
-    exact : float
-        Operations a second of its exact products of uint8 rows; 0 where they were not measured.
-    kernel : str
-        What multiplies those: int8 or float32; empty where each worker chooses for itself.
-    sliced : float
-        Operations a second of float32 products by the CPU's int8 matrix units; 0 where there are none.
     disk : float
         Bytes a second, written to the run folder and flushed.
     disk_free : int or None
@@ -51,6 +45,12 @@ class Machine:
         The type of the job's device.
     workers : int
         Workers of a scheduler that are there; 0 without one.
+    exact : float
+        Operations a second of the device's exact products of uint8 rows; 0 where they were not measured.
+    kernel : str
+        What multiplies those: int8 or float32; empty where each worker chooses for itself.
+    sliced : float
+        Operations a second of float32 products by the CPU's int8 matrix units; 0 where there are none.
     """
 
     cores: int
@@ -172,7 +172,7 @@ def _product_rates(device: str) -> tuple[float, float]:
 
     def rate(dtype: torch.dtype) -> float:
         factor = torch.ones((1024, 1024), dtype=dtype, device=choose_device(device))
-        return 2 * 1024**3 / _best_of(2, lambda: float(torch.mm(factor.T, factor)[0, 0]))
+        return 2 * 1024**3 / best_of(2, lambda: float(torch.mm(factor.T, factor)[0, 0]))
 
     return rate(torch.float32), rate(torch.float64)
 
@@ -196,13 +196,14 @@ def sliced_rate() -> float:
     functions, size = units(), 1024
     if functions is None:
         return 0.0
-    factor, total = Slices.empty(size, size), torch.zeros((size, size))
+    factor, total = Slices.empty(size, size), torch.zeros((size, size), dtype=torch.float64)
     factor.scales.fill(0)
     with Multiplier(functions) as multiplier:
-        return 2 * size**3 / _best_of(2, lambda: multiplier.add(total, factor, factor))
+        return 2 * size**3 / best_of(2, lambda: multiplier.add(total, factor, factor))
 
 
-def _best_of(times: int, call: Callable[[], Any]) -> float:
+def best_of(times: int, call: Callable[[], Any]) -> float:
+    """Return the seconds of the fastest of so many calls, after one that makes ready."""
     call()
     seconds = []
     for _ in range(times):

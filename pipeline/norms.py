@@ -5,7 +5,7 @@ Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance 
 and so do not depend on the order of the rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -24,6 +24,7 @@ _ROWS = 256  # 256 rows of an 8-bit limb times 128 stay below 2**24
 _LIMB = 32
 
 Integers = npt.NDArray[np.object_]
+Sums = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,7 @@ class NormsSum:
 
     def add(self, rows: npt.NDArray[np.uint8]) -> None:
         """Add uint8 rows (n, d)."""
-        size = rows.shape[1]
-        step = max(1, _EXACT // size if is_compiled() else min(_ROWS, _VALUES // size))
-        for start in range(0, len(rows), step):
-            part = rows[start : start + step]
-            squares, third = row_norms(part) if is_compiled() else _by_torch(part)
+        for squares, third in (_in_c if is_compiled() else _by_torch)(rows):
             self._limbs += third >> _LIMB, third & ((1 << _LIMB) - 1)
             high, low = squares >> 16, squares & 0xFFFF
             self._fourth += (int(high @ high) << 32) + (int(high @ low) << 17) + int(low @ low)
@@ -98,14 +95,23 @@ class NormsSum:
         return Norms.from_limbs(self._fourth, self._limbs)
 
 
-def _by_torch(rows: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return ||y||^2 of up to 256 rows and the sum of ||y||^2 y.
+def _in_c(rows: npt.NDArray[np.uint8]) -> Iterator[Sums]:
+    """Yield ||y||^2 of rows and the sum of ||y||^2 y, part by part."""
+    step = max(1, _EXACT // rows.shape[1])
+    yield from (row_norms(rows[start : start + step]) for start in range(0, len(rows), step))
+
+
+def _by_torch(rows: npt.NDArray[np.uint8]) -> Iterator[Sums]:
+    """Yield the same.
 
     Float32 holds every step: 1,024 squares are at most 2^24, and so are 256 products of an 8-bit limb of ||y||^2.
     """
-    y = torch.from_numpy(rows).to(torch.float32).sub_(ORIGIN)
-    pieces = [torch.linalg.vecdot(piece, piece) for piece in torch.split(y, ROWS_ALWAYS_EXACT, dim=1)]
-    squares = torch.stack(pieces).to(torch.int64).sum(dim=0)
-    shifts = 8 * torch.arange(-(-int(squares.max()).bit_length() // 8)).unsqueeze(1)
-    limbs = (((squares >> shifts) & 255).to(torch.float32) @ y).to(torch.int64)
-    return squares.numpy(), (limbs << shifts).sum(dim=0).numpy()
+    step = max(1, min(_ROWS, _VALUES // rows.shape[1], len(rows)))
+    shifts = 8 * torch.arange(-(-(rows.shape[1] << 14).bit_length() // 8)).unsqueeze(1)
+    scratch = torch.empty((step, rows.shape[1]))  # fresh memory for each part would cost page faults
+    for part in torch.split(torch.from_numpy(rows), step):
+        y = scratch[: len(part)].copy_(part).sub_(ORIGIN)
+        pieces = [torch.linalg.vecdot(piece, piece) for piece in torch.split(y, ROWS_ALWAYS_EXACT, dim=1)]
+        squares = torch.stack(pieces).to(torch.int64).sum(dim=0)
+        limbs = (((squares >> shifts) & 255).to(torch.float32) @ y).to(torch.int64)
+        yield squares.numpy(), (limbs << shifts).sum(dim=0).numpy()

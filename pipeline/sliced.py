@@ -101,7 +101,7 @@ class Multiplier(Crew):
 
         def work(first: int, last: int) -> None:
             self._functions.cut(
-                memory, 0, stride(factor, 0), stride(factor, 1), rows, count, slices.data, slices.scales, slices.depth,
+                memory, stride(factor, 0), stride(factor, 1), rows, count, slices.data, slices.scales, slices.depth,
                 start // BLOCK, first, last,
             )  # fmt: skip
 
@@ -117,13 +117,15 @@ class Multiplier(Crew):
         self._share(right.count, work)
         return turned
 
-    def add(self, total: torch.Tensor, left: Slices, right: Slices, alpha: float = 1.0) -> None:
-        """Add ``alpha left @ right`` to ``total`` (rows, columns), float32 or float64 on the CPU, in place."""
+    def add(self, total: torch.Tensor, left: Slices, right: Slices) -> None:
+        """Add ``left @ right`` to ``total`` (rows, columns), float64 on the CPU, in place."""
         if left.depth != right.depth or total.shape != (left.count, right.count):
             raise ValueError(
                 f"({left.count}, {left.depth}) times ({right.depth}, {right.count}) is not {tuple(total.shape)}"
             )
 
+        if total.dtype != torch.float64:
+            raise ValueError(f"the total is {total.dtype}; products are added up in float64")
         numbers = total.numpy()
         if stride(numbers, 1) != 1 or stride(numbers, 0) < right.count:
             raise ValueError(f"the total's numbers are {numbers.strides} bytes apart; rows must lie in one piece")
@@ -132,8 +134,8 @@ class Multiplier(Crew):
         def work(first: int, last: int) -> None:
             with self.room() as room:
                 self._functions.multiply(
-                    memory, 0, stride(numbers, 0), numbers.itemsize, left.data, left.scales, right.data, right.scales,
-                    left.count, left.depth, right.count, first, last, alpha, room,
+                    memory, stride(numbers, 0), left.data, left.scales, right.data, right.scales, left.count,
+                    left.depth, right.count, first, last, room,
                 )  # fmt: skip
 
         self._share(right.count, work)

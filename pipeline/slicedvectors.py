@@ -68,10 +68,8 @@ class SlicedVectors:
     def deviations(self) -> Iterator[float]:
         """Yield the squared norm of ``U^T U - I``, strip by strip of its rows."""
         rank, depth = self._slices.count, self._slices.depth
-        left, grams = (
-            Slices.empty(min(_STRIP, rank), depth),
-            torch.empty((min(_STRIP, rank), rank), dtype=torch.float64),
-        )
+        most = min(_STRIP, rank)
+        left, grams = Slices.empty(most, depth), torch.empty((most, rank), dtype=torch.float64)
         for columns in Tiling(rank, _STRIP).spans():
             count = columns.stop - columns.start
             gram = grams.view(-1)[: count * (rank - columns.start)].view(count, -1).zero_()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from compiled import NO_COMPILER
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from pictures import (
@@ -24,7 +25,7 @@ from tilecov.pipeline import pixels
 from tilecov.pipeline.headers import Header, picture_format, png_image_data, read_header
 from tilecov.pipeline.pixels import is_compiled, jpeg_plain, png_plain
 
-needs_c = pytest.mark.skipif(not is_compiled(), reason="no C compiler was there when tilecov was installed")
+needs_c = pytest.mark.skipif(not is_compiled(), reason=NO_COMPILER)
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -6,6 +6,7 @@ from importlib import import_module
 import numpy as np
 import numpy.typing as npt
 import pytest
+from compiled import NO_COMPILER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -20,7 +21,7 @@ Rows = npt.NDArray[np.uint8]
 @pytest.fixture(params=[True, False], ids=["in C", "by torch"], scope="module", autouse=True)
 def either_way(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.param and not is_compiled():
-        pytest.skip("no C compiler was there when tilecov was installed")
+        pytest.skip(NO_COMPILER)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tilecov.pipeline.norms.is_compiled", lambda: request.param)
         yield
@@ -92,7 +93,7 @@ def test_parts_as_large_as_are_exact_add_up(monkeypatch: pytest.MonkeyPatch) -> 
     assert (found.fourth, found.third.tolist()) == plain(rows[:, 3:69])
 
 
-@pytest.mark.skipif(not is_compiled(), reason="no C compiler was there when tilecov was installed")
+@pytest.mark.skipif(not is_compiled(), reason=NO_COMPILER)
 def test_c_refuses_sizes_that_are_not_those_of_its_buffers() -> None:
     call = import_module("tilecov.pipeline._pixels").norms
     rows, squares, third = np.zeros(12, np.uint8), np.zeros(3, np.int64), np.zeros(4)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compiled import NO_COMPILER
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -253,7 +254,7 @@ def test_the_band_is_narrow_where_its_tiles_stay_and_c_chases(compiled: bool, mo
     if not compiled:
         monkeypatch.setattr("tilecov.pipeline.svd.kernels.compiled", None)
     elif not kernels.compiled:
-        pytest.skip("no C compiler was there when tilecov was installed")
+        pytest.skip(NO_COMPILER)
     sizes = (64, 128)  # 288 MiB of tiles, and 4.5 GiB
     narrow, wide = (plan(job(svd="blocked", rank=500, memory="4GiB", resolution=r), facts(), MACHINE) for r in sizes)
     assert (narrow.band_width, wide.band_width) == (64 if compiled else 128, 128)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from compiled import NO_COMPILER
 from test_certificate import Array, Tiles, assert_measures, by_definition, covariance, slabs_of, spectrum_of
 
 from tilecov.pipeline import units
@@ -21,7 +22,7 @@ def budget_for(rank: int, size: int, tile: int) -> int:
 def on_units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a machine with int8 matrix units, and on them where they are."""
     if units.compiled is None or not units.compiled.choose(request.param):
-        pytest.skip("no such units here, or no C compiler was there when tilecov was installed")
+        pytest.skip(f"no such units here, or {NO_COMPILER}")
     monkeypatch.setattr("tilecov.pipeline.certificate.units", lambda: units.compiled)
     yield
     assert units.compiled.choose("amx") or units.compiled.choose("plain")

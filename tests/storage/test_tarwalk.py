@@ -1,20 +1,17 @@
 """Plain members found in C are those that Python finds, in sound and in damaged archives alike."""
 
 import io
-import shutil
-import sysconfig
 import tarfile
-from pathlib import Path
 from typing import Any
 
 import pytest
+from compiled import A_COMPILER_IS_HERE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tilecov.storage import tar
 from tilecov.storage.tar import Member, TarError, members
 
-PYTHON_H = Path(sysconfig.get_paths()["include"]) / "Python.h"
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 NAMES = st.one_of(
     st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8),
@@ -28,7 +25,7 @@ Outcome = tuple[list[tuple[str, int, int, bytes | None, str | None]], str]
 def test_it_is_compiled_where_a_compiler_is() -> None:
     """Installing goes on without it: this is where that would be seen."""
     compiled = tar.plain_members.__module__.endswith("_tarwalk")
-    assert compiled or not (shutil.which("cc") and PYTHON_H.exists())
+    assert compiled or not A_COMPILER_IS_HERE
 
 
 @st.composite
