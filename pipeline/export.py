@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from tilecov.storage.artifacts import TensorFile, write_tensor
 from tilecov.storage.objects import Folder
-from tilecov.storage.tiles import TileMatrix
+from tilecov.storage.tiles import TileMatrix, copy
 
 from .ahead import side_by_side
 
@@ -53,7 +53,7 @@ def _transposed_bands(vectors: TileMatrix) -> Iterator[Float]:
     for j in range(len(vectors.columns)):
         rows = band[: vectors.columns.width(j)]
         for i, columns in enumerate(vectors.rows.spans()):
-            rows[:, columns] = vectors.read(i, j).T
+            copy(rows[:, columns], vectors.read(i, j).T)
         yield rows
 
 

@@ -59,7 +59,7 @@ class SlicedVectors:
             here = cut.part(0, width)
             # S is symmetric: a tile column is the transpose of the tile row, and the right factor that cutting takes.
             for j, rows in enumerate(tiling.spans()):
-                self._multiplier.cut(matrix.read(j, i).astype(np.float32), here, rows.start)
+                self._multiplier.cut(matrix.read(j, i).astype(np.float32, copy=False), here, rows.start)
             total = rest[:width]
             np.multiply(slab, -values, out=total.numpy())
             self._multiplier.add(total, self._multiplier.turn(here), self._slices)

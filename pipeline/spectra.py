@@ -9,6 +9,7 @@ import torch
 from tilecov.storage.runs import STATISTICS
 from tilecov.storage.tiles import TileMatrix, open_group, write_vector
 
+from .ahead import side_by_side
 from .checkpoints import KrylovState
 from .context import Context
 from .costs import more_for_float64
@@ -200,9 +201,13 @@ def _keep(context: Context, values: torch.Tensor, vectors: torch.Tensor, record:
     values = values.to(torch.float64)
     direct.settle(values, vectors, context.final_moments.count)
     target = _create(context, len(values))
-    for i, span in enumerate(target.rows.spans()):
-        for j, columns in enumerate(target.columns.spans()):
-            target.write(i, j, vectors[span, columns].numpy().astype(context.job.dtype))
+
+    def write(pair: tuple[int, int]) -> None:
+        i, j = pair
+        target.write(i, j, vectors[target.rows.span(i), target.columns.span(j)].numpy())
+
+    for _ in side_by_side(write, target.pairs()):
+        pass
     _finish(context, values.numpy(), record)
 
 

@@ -7,6 +7,7 @@ import os
 import posixpath
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,8 @@ from .resuming import ResumingStream
 from .retries import PRECONDITION_FAILED, T, naming_refusals, retry, status_of
 from .versions import tag_of
 
+_SYNCS = 8
+"""Files that are flushed to the disk at a time, which is mostly waiting."""
 _SHOWS_UNFINISHED = {"memory", "sftp", "ssh", "ftp", "smb"}
 """Protocols where a file can be seen while it is written; object stores show it when its upload is complete."""
 
@@ -211,10 +214,10 @@ class Folder:
         """Make all files of a local folder survive a power cut; object stores have done so already."""
         if not self.is_local:
             return
-        for place, _, files in os.walk(self.path()):
-            for name in files:
-                _sync(Path(place, name))
-            _sync(Path(place))
+        places = [Path(place, name) for place, _, files in os.walk(self.path()) for name in (*files, "")]
+        with ThreadPoolExecutor(_SYNCS, "tilecov-sync") as pool:
+            for _ in pool.map(_sync, places):
+                pass
 
     def names(self, name: str = "") -> list[str]:
         """Return the names of what lies in the folder ``name``, sorted; none where it does not exist."""

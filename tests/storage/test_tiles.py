@@ -1,9 +1,11 @@
 """TileMatrix: any shape and tile, nothing lost unseen, and plain Zarr to everyone else."""
 
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 
 from tilecov.storage.objects import Folder
-from tilecov.storage.tiles import MissingTileError, TileMatrix, open_group, read_vector, write_vector
+from tilecov.storage.tiles import MissingTileError, TileMatrix, copy, open_group, read_vector, write_vector
 
 Array = npt.NDArray[Any]
 
@@ -168,6 +170,57 @@ def test_many_writers_one_tile_each(folder: Folder) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
     assert matrix.read_all().tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("dtype", SIGNED)
+def test_files_are_those_that_zarr_writes(tmp_path: Path, dtype: str) -> None:
+    """Of tiles that are whole, of narrower ones, of transposed ones, and of values of another type."""
+    values = example((5, 7), dtype)
+    chunks = [f"{i}/{j}" for i in range(3) for j in range(3)]
+    ways: list[Callable[[Array], Array]] = [
+        np.ascontiguousarray,
+        np.asfortranarray,
+        lambda tile: tile.astype("float64" if np.dtype(dtype).kind == "f" else "int64"),
+    ]
+    for number, way in enumerate(ways):
+        ours, zarrs = (Folder(str(tmp_path / f"{who}{number}")) for who in ("ours", "zarr"))
+        fill(TileMatrix.create(open_group(ours, writable=True), "m", (5, 7), (2, 3), dtype), way(values))
+        TileMatrix.create(open_group(zarrs, writable=True), "m", (5, 7), (2, 3), dtype).array[:] = values
+        for name in chunks:
+            assert ours.read(f"m/c/{name}") == zarrs.read(f"m/c/{name}")
+        assert {file.name for file in Path(ours.path("m/c/1")).iterdir()} == {"0", "1", "2"}  # nothing beside them
+
+
+def test_a_store_that_is_read_only_stays_so(folder: Folder) -> None:
+    fill(TileMatrix.create(open_group(folder, writable=True), "m", (4, 4), (2, 2), "float64"), np.ones((4, 4)))
+    matrix = TileMatrix.open(open_group(folder), "m")
+    with pytest.raises(ValueError, match=r"read.only"):
+        matrix.write(0, 0, np.zeros((2, 2)))
+    assert (matrix.read_all() == 1).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(sizes, tiles, st.data())
+def test_columns_are_written_whatever_tiles_they_cut(
+    shape: tuple[int, int], tile: tuple[int, int], data: st.DataObject
+) -> None:
+    values = example(shape, "float32")
+    with tempfile.TemporaryDirectory() as place:
+        matrix = TileMatrix.create(open_group(Folder(place), writable=True), "m", shape, tile, "float32")
+        cuts = sorted({0, shape[1], *data.draw(st.lists(st.integers(0, shape[1])))})
+        for start, stop in pairwise(cuts):
+            matrix.write_columns(slice(start, stop), values[:, start:stop])
+        assert matrix.read_all().tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (128, 128), (129, 257), (300, 200)])
+def test_a_copy_is_one_whatever_the_strides(shape: tuple[int, int]) -> None:
+    whole = np.random.default_rng(0).random((2 * shape[1], 3 * shape[0])).astype(np.float32)
+    for source in (whole[: shape[1], : shape[0]].T, whole[::2, ::3].T, whole.T[::3, ::2], np.ones(shape, np.float32)):
+        target = np.zeros((shape[0], shape[1] + 3), np.float64)
+        copy(target[:, 2:-1], source)
+        np.testing.assert_array_equal(target[:, 2:-1], source)
+        assert not target[:, [0, 1, -1]].any()
 
 
 # --- what is lost is said
