@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 
 import numpy as np
@@ -88,16 +88,20 @@ def kernel_on_units(functions: ModuleType) -> Kernel:
     """Return the way to multiply by the C functions of a CPU's int8 matrix units."""
 
     def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        total = torch.zeros((left.shape[1], right.shape[1]), dtype=torch.int32)
         with ExactAdder(functions, {}) as adder:
-            ready = {
-                key: adder.pack(key, np.ascontiguousarray(factor.numpy()).view(np.uint8) ^ np.uint8(ORIGIN))
-                for key, factor in enumerate((left, right))
-            }
-            adder.add([((0, 1), total)], ready)
-        return total
+            return _product_by(adder, left, right)
 
     return Kernel("int8", torch.device("cpu"), torch.int8, product, grouped=False, functions=functions)
+
+
+def _product_by(adder: ExactAdder, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    total = torch.zeros((left.shape[1], right.shape[1]), dtype=torch.int32)
+    ready = {
+        key: adder.pack(key, np.ascontiguousarray(factor.numpy()).view(np.uint8) ^ np.uint8(ORIGIN))
+        for key, factor in enumerate((left, right))
+    }
+    adder.add([((0, 1), total)], ready)
+    return total
 
 
 def choose_kernel(device: torch.device, name: str = "", *, whole: bool = False) -> Kernel:
@@ -181,16 +185,26 @@ def is_exact(kernel: Kernel, width: int = 256) -> bool:
     # another: oneDNN's int8 product of a single column with others was seen to forget all rows but the first.
     pairs += [(odd[:, :some], odd[:, :others]) for some, others in ((1, width), (width, 1), (1, 1), (3, 5))]
     pairs += [(odd[:width, :rows].T, odd[:width, :rows].T[:, :7]) for rows in (width, 1)]
-    return all(_is_product_exact(kernel, *pair) for pair in pairs)
+    if kernel.functions is None:
+        return all(_is_product_exact(kernel, kernel.product, *pair) for pair in pairs)
+    with ExactAdder(kernel.functions, {}) as adder:  # once: threads and memory take longer than the products
+        return all(_is_product_exact(kernel, partial(_product_by, adder), *pair) for pair in pairs)
 
 
-def _is_product_exact(kernel: Kernel, left: torch.Tensor, right: torch.Tensor) -> bool:
+def _is_product_exact(kernel: Kernel, product: Product, left: torch.Tensor, right: torch.Tensor) -> bool:
     try:
-        found = kernel.product(*(block.to(kernel.device, kernel.dtype) for block in (left, right))).cpu()
+        found = product(*_as(kernel.dtype, kernel.device, left, right)).cpu()
     except (RuntimeError, NotImplementedError):  # no int8 units on this device
         return False
-    exact = left.to(torch.float64).T @ right.to(torch.float64)  # integers far below 2**53
-    return torch.equal(found.to(torch.float64), exact)
+    one, other = _as(torch.float64, torch.device("cpu"), left, right)
+    return torch.equal(found.to(torch.float64), one.T @ other)  # integers far below 2**53
+
+
+def _as(
+    dtype: torch.dtype, device: torch.device, left: torch.Tensor, right: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    one = left.to(device, dtype)
+    return one, one if right is left else right.to(device, dtype)
 
 
 class _Scratch(threading.local):

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .objects import Folder
+from .objects import Folder, begin_flush
 
 _ALIGNMENT = 64  # bytes; what torch.save aligns values to, so that a mapped file can be used in place
 _LOCAL_HEADER = 30  # bytes, fixed part of a zip member's header
@@ -104,7 +104,10 @@ def write_tensor(folder: Folder, name: str, shape: tuple[int, ...], slabs: Itera
             info = _info(f"{stem}/data/0")
             info.extra = _padding(sink.size + _LOCAL_HEADER + len(info.filename.encode()) + _ZIP64_EXTRA)
             with archive.open(info, "w", force_zip64=True) as member:
-                written = sum(member.write(_bytes(slab)) for slab in slabs) // 4
+                written = 0
+                for slab in slabs:
+                    written += member.write(_bytes(slab)) // 4
+                    begin_flush(raw)
             archive.writestr(_info(f"{stem}/version"), b"3\n")
         if written != count:
             raise ValueError(f"{name} of shape {shape} needs {count} values, {written} were given")

@@ -16,7 +16,7 @@ from zarr.codecs import BytesCodec
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.storage import LocalStore
 
-from .objects import Folder
+from .objects import Folder, begin_flush
 from .remotestore import remote_store
 from .tiling import Tiling
 
@@ -183,6 +183,8 @@ class TileMatrix:
         try:
             with beside.open("wb") as stream:
                 stream.write(values.data.cast("B"))
+                stream.flush()
+                begin_flush(stream)
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
