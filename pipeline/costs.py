@@ -95,7 +95,7 @@ def tiles_of(size: int) -> int:
 
 def more_for_float64(size: int) -> int:
     """Return the bytes that LAPACK takes in float64 on top of those in float32: see ``Costs.direct_memory``."""
-    return 41 * size**2 * 4 // 10
+    return 31 * size**2 * 4 // 10
 
 
 def blocks_beside_products(shards: Sequence[Shard], device: str) -> int:
@@ -245,8 +245,8 @@ class Costs:
         return self.facts.samples > INT32_ROWS and self.is_exact
 
     def direct_memory(self, width: int) -> int:
-        """Bytes of LAPACK's divide and conquer: the matrix, its eigenvectors and two more for the work (measured)."""
-        return self.base + 41 * self.job.size**2 * width // 10 + 2 * self.tile_bytes
+        """Bytes of LAPACK's divide and conquer: the matrix, in whose place U comes, and two for the work (measured)."""
+        return self.base + 31 * self.job.size**2 * width // 10 + 2 * self.tile_bytes
 
     def product_seconds(self) -> float:
         """Seconds to multiply all rows."""

@@ -51,9 +51,24 @@ def decompose(matrix: SymmetricTiles, dtype: torch.dtype, device: torch.device) 
     RuntimeError
         Where LAPACK does not converge, which happens to non-finite matrices only.
     """
-    # Column after column, as LAPACK has it, so that torch need not turn it; by its upper triangle, which is quicker.
-    values, vectors = torch.linalg.eigh(assemble(matrix, dtype).to(device).mT, UPLO="U")
-    return values.cpu().flip(0), vectors.cpu().flip(1)
+    # Column after column, as LAPACK has it, so that it need not be turned and its eigenvectors can take its place; and
+    # by its upper triangle, which is quicker.
+    whole = assemble(matrix, dtype).to(device).mT
+    values, vectors = torch.linalg.eigh(whole, UPLO="U", out=(whole.new_empty(len(whole)), whole))
+    vectors = vectors.cpu()
+    _reverse(vectors.mT)
+    return values.cpu().flip(0), vectors
+
+
+def _reverse(rows: torch.Tensor) -> None:
+    """Put the last row first, and so on, in place."""
+    count = len(rows)
+    for start in range(0, count // 2, _COLUMNS):
+        stop = min(start + _COLUMNS, count // 2)
+        first, last = rows[start:stop], rows[count - stop : count - start]
+        kept = first.flip(0)
+        first.copy_(last.flip(0))
+        last.copy_(kept)
 
 
 def settle(values: torch.Tensor, vectors: torch.Tensor, rows: int) -> None:

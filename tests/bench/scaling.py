@@ -197,7 +197,7 @@ def spectra(data: Dataset, cluster: Cluster) -> Iterator[tuple[str, str, str]]:
     direct = d < LAPACK_LIMIT
     flops, whole = EIGH_FLOPS * d**3, BAND[True].flops(d) + VECTORS[True].flops(d)
     passes = -(-PASSES * RANK // PANEL)
-    yield "direct: memory", "4.1 x 8 d^2", size(4.1 * 8 * d * d) + ("" if direct else ": not possible")
+    yield "direct: memory", "3.1 x 8 d^2", size(3.1 * 8 * d * d) + ("" if direct else ": not possible")
     yield "direct: operations", "13 d^3", f"{flops:.1e}" if direct else f"LAPACK ends at {LAPACK_LIMIT - 1:,}"
     yield "direct: 16 cores of 40e9 flops", "/ 6.4e11", time(flops / 6.4e11) if direct else "not possible"
     yield "blocked, full rank: operations", "7.3 d^3 + 33,000 d^2", f"{whole:.1e}"
