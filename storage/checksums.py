@@ -1,8 +1,9 @@
 """A checksum of our own for what is read: no store that was tried refuses bytes which do not fit theirs."""
 
 import io
-import zlib
 from typing import BinaryIO
+
+from imagecodecs import deflate_crc32 as crc32  # libdeflate's, ten times as fast as zlib's
 
 _REST_BYTES = 1 << 20  # one read of what lies behind the end of the archive
 
@@ -21,7 +22,7 @@ class Checksummed:
     def read(self, count: int = -1) -> bytes:
         """Read, and count what was read."""
         data = self._stream.read(count)
-        self._crc = zlib.crc32(data, self._crc)
+        self._crc = crc32(data, self._crc)
         return data
 
     def seekable(self) -> bool:
