@@ -23,6 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from .headers import SAME_LIBJPEG, Header, picture_format, png_image_data, read_header
+from .jpeg import jpeg_row
 from .pixels import jpeg_plain, planes, png_plain, png_row
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
@@ -138,7 +139,7 @@ def _usual_to_row(data: bytes | memoryview, row: _Pixels) -> bool:
     compressed = png_plain(data, row)
     if compressed is not None:
         return png_row(compressed, row)
-    return SAME_LIBJPEG and jpeg_plain(data, row) and _jpeg_to_row(data, row)
+    return SAME_LIBJPEG and (jpeg_row(data, row) or (jpeg_plain(data, row) and _jpeg_to_row(data, row)))
 
 
 def _plain_to_row(data: bytes, row: _Pixels, max_pixels: int) -> bool:

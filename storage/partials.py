@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,8 @@ class Partial:
         """Write an array; return what ``read`` needs to find it again."""
         data = np.ascontiguousarray(values).data.cast("B") if values.size else memoryview(b"")
         self.folder.write(name, data)
-        return {"name": name, "shape": list(values.shape), "dtype": values.dtype.str, "crc32": crc32(data)}
+        checksum = crc32(cast("bytes", data))  # which takes any buffer
+        return {"name": name, "shape": list(values.shape), "dtype": values.dtype.str, "crc32": checksum}
 
     def write_all(self, named: Iterable[tuple[str, Array]]) -> list[dict[str, Any]]:
         """Write arrays as ``write`` does, a few at a time, since flushing each to the disk is mostly waiting."""

@@ -1,0 +1,43 @@
+"""Small JPEG straight into rows, for what datasets of small images are made of.
+
+Half of the time that libjpeg-turbo takes for a picture of 64 x 64 goes into Huffman codes, each taken apart in several
+steps, and more into making and unmaking a decoder. C of our own (`_jpeg.c`) takes a code and the number behind it with
+one look at a table that stays from picture to picture, and writes planes: the same pixels in less than half the time
+(docs/decisions.md). It knows one kind of picture: baseline, gray or with as many pixels of each component (4:4:4), one
+scan, up to 2**18 pixels, on x86-64 with AVX2. All others, and all that are damaged in any way, are libjpeg's.
+"""
+
+import threading
+from importlib import import_module
+from types import ModuleType
+
+import numpy as np
+import numpy.typing as npt
+
+try:
+    compiled: ModuleType | None = import_module("._jpeg", __package__)
+except ImportError:  # pragma: no cover - no compiler was there, or no such processor
+    compiled = None
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class _Room(threading.local):
+    """A thread's tables of codes: most pictures of a dataset have the same."""
+
+    def __init__(self) -> None:
+        self.tables = np.zeros(0 if compiled is None else compiled.ROOM, np.uint8)
+
+
+_room = _Room()
+
+
+def jpeg_row(data: bytes | memoryview, row: Pixels) -> bool:
+    """Write the pixels of a JPEG to a row, (C, H, W) uint8; return whether it was one of the kind that is known here.
+
+    The row is untouched where False is returned.
+    """
+    if compiled is None or not row.flags.c_contiguous:
+        return False
+    channels, height, width = row.shape
+    return bool(compiled.decode(data, row, height, width, channels, _room.tables))
