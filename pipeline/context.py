@@ -157,6 +157,7 @@ class Context:
                 max_groups=self.job.max_groups if self.job.group_by else 1,
                 pictures=PictureBudget(self.plan.usual_pixels, self.plan.large_pixels),
                 forked=self.plan.forked,
+                blocks=self.plan.blocks,
             )
             for name, unit in zip(self.unit_names, self.plan.units, strict=True)
         ]

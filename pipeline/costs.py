@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tilecov.storage.listing import Shard
 from tilecov.storage.readahead import RANGE_BYTES, WINDOW_BYTES
 
 from .ahead import SIDE_BY_SIDE
@@ -96,15 +95,6 @@ def tiles_of(size: int) -> int:
 def more_for_float64(size: int) -> int:
     """Return the bytes that LAPACK takes in float64 on top of those in float32: see ``Costs.direct_memory``."""
     return 31 * size**2 * 4 // 10
-
-
-def blocks_beside_products(shards: Sequence[Shard], device: str) -> int:
-    """Return the blocks in flight where they are multiplied on a device of this type.
-
-    Decoders beside products on the same cores only make both wait for each other (docs/decisions.md), so reading ahead
-    pays where it waits for a network or where an accelerator multiplies.
-    """
-    return 1 if device == "cpu" and all(shard.is_local for shard in shards) else BLOCKS
 
 
 def upper_entries(size: int) -> int:
@@ -204,10 +194,19 @@ class Costs:
     def resident_memory(self, rows: int) -> int:
         """Bytes while units are read and multiplied, all upper tiles in memory."""
         gram = self.accumulator(upper_entries(self.job.size)) * self.groups
-        ahead = blocks_beside_products(self.facts.shards, self.machine.device)
-        blocks = self.blocks(rows, ahead) * (2 if self.job.group_by else 1)
+        blocks = self.blocks(rows, self.blocks_multiplied) * (2 if self.job.group_by else 1)
         work = self.centred(self.tallest(rows), self.job.size) + 5 * self.tile_bytes
         return self.base + gram + blocks + work + self.decoding()
+
+    @property
+    def blocks_multiplied(self) -> int:
+        """Blocks in flight where they are multiplied.
+
+        Decoders beside products whose threads wait for each other only make all of them wait (docs/decisions.md), so
+        reading ahead pays where it waits for a network, where an accelerator multiplies, or threads wait for none.
+        """
+        alike = self.machine.device == "cpu" and not self.machine.apart
+        return 1 if alike and all(shard.is_local for shard in self.facts.shards) else BLOCKS
 
     def rows_memory(self, rows: int) -> int:
         """Bytes while rows are staged."""

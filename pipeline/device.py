@@ -177,7 +177,7 @@ def is_exact(kernel: Kernel, width: int = 256) -> bool:
     large[:, ::2] *= -1
     blocks = [extremes, odd, large]
     if not kernel.grouped:  # its blocks may be as tall as an int32 tile holds
-        tall = torch.full((INT32_ROWS, 16), -128)
+        tall = torch.full((INT32_ROWS, _NARROW), -128)
         tall[-1, 1::2] = 1
         blocks.append(tall)
     pairs = [(block, block) for block in blocks]

@@ -108,7 +108,7 @@ def measure_for(job: Job, out: str | None) -> Machine:
         return here
     with executor_of(job) as executor:
         memories = executor.memories() if isinstance(executor, ClusterExecutor) else []
-    return replace(here, memory=min([here.memory, *memories]), workers=len(memories), kernel="")
+    return replace(here, memory=min([here.memory, *memories]), workers=len(memories), kernel="", apart=False)
 
 
 def _local_cluster(job: Job) -> Any:

@@ -53,6 +53,8 @@ class Machine:
         What multiplies those: int8 or float32; empty where each worker chooses for itself.
     sliced : float
         Operations a second of float32 products by the CPU's int8 matrix units; 0 where there are none.
+    apart : bool
+        Whether exact products are made in parts, by threads that wait for none: others may work beside them.
     """
 
     cores: int
@@ -67,6 +69,7 @@ class Machine:
     exact: float = 0.0
     kernel: str = ""
     sliced: float = 0.0
+    apart: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
@@ -161,7 +164,7 @@ def measure(device: str, folder: str | None = None) -> Machine:
     return Machine(
         cores(), memory_bytes(), resident_bytes(), *_product_rates(device), _disk_rate(folder), _disk_free(folder),
         choose_device(device).type, exact=_exact_rate(device), kernel=kernel.name,
-        sliced=sliced_rate(),
+        sliced=sliced_rate(), apart=kernel.functions is not None,
     )  # fmt: skip
 
 

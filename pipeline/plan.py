@@ -68,6 +68,8 @@ class Plan:
         Bytes that U or bands of it may take for the certificate.
     kept_bytes : int
         Bytes of tiles that the randomized method keeps from pass to pass.
+    blocks : int
+        Resident: blocks of rows in flight. With one, decoding waits while the products run.
     """
 
     size: int
@@ -92,6 +94,7 @@ class Plan:
     forked: bool = False
     band_bytes: int = CERTIFICATE_BYTES
     kept_bytes: int = 0
+    blocks: int = 1
 
     @property
     def seconds(self) -> float:
@@ -208,7 +211,7 @@ class _Choice:
             job.size, tile_of(job.size), strategy, block, costs.threads, units, groups, costs.wide,
             costs.usual_pixels, max(0, self.allowed - stages[0].memory) // DECODE_BYTES,
             chosen.method, chosen.precision, chosen.reason, chosen.width, chosen.slab, chosen.budget, self.allowed,
-            tuple(stages), costs.machine.kernel, costs.forked, bands, chosen.kept,
+            tuple(stages), costs.machine.kernel, costs.forked, bands, chosen.kept, costs.blocks_multiplied,
         )  # fmt: skip
 
     def _keeps(self, stage: StagePlan, method: str) -> bool:

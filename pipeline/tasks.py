@@ -20,7 +20,7 @@ from tilecov.storage.tiling import Tiling
 from .accumulate import IntegerAccumulator, Pair, Workspace, panels_of
 from .ahead import ahead
 from .bounds import ORIGIN
-from .costs import BLOCKS, blocks_beside_products
+from .costs import BLOCKS
 from .decoders import ANY_PICTURE, PictureBudget
 from .device import choose_device, kernel_of
 from .errors import TooManyGroupsError
@@ -115,6 +115,8 @@ class UnitTask(Task):
         Pictures that memory was kept for.
     forked : bool
         Whether decoders are processes.
+    blocks : int
+        Blocks of rows in flight where they are multiplied.
     """
 
     shards: tuple[Shard, ...]
@@ -124,6 +126,7 @@ class UnitTask(Task):
     max_groups: int = 1
     pictures: PictureBudget = ANY_PICTURE
     forked: bool = False
+    blocks: int = 1
 
     def reader(self, progress: Progress | None, blocks: int = BLOCKS) -> BlockReader:
         """Return the blocks of this unit."""
@@ -164,8 +167,7 @@ def read_unit(task: UnitTask, progress: Progress | None = None) -> Record:
     started = begin()
     prefix = task.folder.fresh(task.stage, task.name)
     parts = _Parts(task, Partial(task.folder.folder(prefix)))
-    blocks = blocks_beside_products(task.shards, choose_device(task.device).type)
-    reader = task.reader(progress, blocks)
+    reader = task.reader(progress, task.blocks)
     for block, labels in reader:
         for label in sorted(set(labels)) if labels else [""]:
             rows = block[np.array([found == label for found in labels])] if labels else block

@@ -102,6 +102,18 @@ def test_stages_keep_what_they_free_only_where_there_is_room_for_it() -> None:
     assert Plan.load(json.loads(json.dumps(tight.as_dict()))) == tight
 
 
+def test_blocks_are_read_ahead_where_that_holds_nothing_up() -> None:
+    """Beside a network's pauses, an accelerator, or threads that wait for none; memory is planned for it."""
+    local, apart = plan(job(), facts(), MACHINE), plan(job(), facts(), dataclasses.replace(MACHINE, apart=True))
+    assert (local.blocks, apart.blocks) == (1, 2)
+    assert apart.stages[0].memory - local.stages[0].memory == local.block_rows * 12_288
+    assert plan(job(), facts(), dataclasses.replace(MACHINE, device="cuda")).blocks == 2
+    far = dataclasses.replace(
+        facts(), shards=tuple(dataclasses.replace(shard, url=f"s3:/{shard.url}") for shard in facts().shards)
+    )
+    assert plan(job(), far, MACHINE).blocks == 2
+
+
 def test_lapack_ends_below_32767_columns() -> None:
     with pytest.raises(DoesNotFitError, match=r"32,766 columns and a row has 49,152"):
         plan(job(resolution=128, rank="full", svd="direct"), facts(), MACHINE)
