@@ -78,7 +78,7 @@ static int make_codes(codes *table, const uint8_t *spec, int length, int is_firs
         table->offsets[bits] = symbol - code;
         for (int i = 0; i < spec[bits - 1]; i++, code++, symbol++) {
             const uint32_t entry = entry_of(spec[16 + symbol], bits, is_first);
-            if (entry == 0 || code >= 1 << bits)
+            if (entry == 0 || code >= (1 << bits) - 1) /* none is all ones */
                 return 0;
             for (int rest = 0; bits <= BITS && rest < 1 << (BITS - bits); rest++)
                 table->fast[(code << (BITS - bits)) + rest] = entry;
@@ -281,6 +281,8 @@ static int read_coefficients(const picture *the, const uint8_t *at, const uint8_
             if (entry >> 24 != 0)
                 return 0;
             last[c] += value;
+            if (last[c] > MOST_INSIDE || last[c] < -MOST_INSIDE)
+                return 0;
             value = last[c];
             PUT(0, factors[0]);
             do {

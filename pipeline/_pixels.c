@@ -225,6 +225,26 @@ static Py_ssize_t png_data(const byte *png, Py_ssize_t size, Py_ssize_t height, 
     return memcmp(png + 41 + *length + 4 + 4, "IEND", 4) == 0 ? 41 : 0;
 }
 
+/* Whether these are Huffman tables of which no code is all ones: over others libjpeg's versions differ. */
+static int codes_are_open(const byte *at, Py_ssize_t left)
+{
+    while (left > 0) {
+        unsigned long taken = 0;
+        Py_ssize_t count = 0;
+        if (left < 17)
+            return 0;
+        for (int bits = 1; bits <= 16; bits++) {
+            taken += (unsigned long)at[bits] << (16 - bits);
+            count += at[bits];
+        }
+        if (taken >= 1 << 16 || left < 17 + count)
+            return 0;
+        at += 17 + count;
+        left -= 17 + count;
+    }
+    return 1;
+}
+
 /* Whether a JPEG is sequential, of these sizes, has nothing but tables and a JFIF segment before its only scan, and no
  * marker after it but the end. So is what `headers.py` takes for plain. */
 static int jpeg_is_plain(const byte *jpeg, Py_ssize_t size, Py_ssize_t height, Py_ssize_t width, Py_ssize_t channels)
@@ -240,6 +260,9 @@ static int jpeg_is_plain(const byte *jpeg, Py_ssize_t size, Py_ssize_t height, P
             return 0;
         switch (segment[1]) {
         case 0xc4: /* tables: Huffman */
+            if (!codes_are_open(segment + 4, length - 2))
+                return 0;
+            break;
         case 0xdb: /* and quantization */
             break;
         case 0xe0: /* JFIF */

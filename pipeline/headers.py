@@ -90,7 +90,7 @@ def png_image_data(data: bytes) -> bytes | memoryview | None:
 
 
 _JPEG_SCAN, _JPEG_JFIF = 0xDA, 0xE0
-_JPEG_TABLES = frozenset((0xDB, 0xC4))  # quantization and Huffman tables
+_JPEG_FACTORS, _JPEG_CODES = 0xDB, 0xC4  # quantization and Huffman tables
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_PLAIN = frozenset((0xC0, 0xC1))  # Huffman-coded and sequential
 _JPEG_SEGMENTS = frozenset(range(0xC0, 0xFF)) - frozenset(range(0xD0, 0xDA))  # markers that a length follows
@@ -114,11 +114,25 @@ def _jpeg_header(data: bytes) -> Header | None:
         elif marker == _JPEG_SCAN:
             plain = plain and _jpeg_ends_soundly(data, following)
             return header and header._replace(plain=plain and header.plain)
-        elif marker not in _JPEG_TABLES:
+        elif marker == _JPEG_CODES:
+            plain = plain and _codes_are_open(data[position + 4 : following])
+        elif marker != _JPEG_FACTORS:
             # The usual JFIF segment; Adobe colours, Exif, several pictures, restarts and so on are Pillow's business.
             plain = plain and marker == _JPEG_JFIF and length == 16
         position = following
     return header and header._replace(plain=False)
+
+
+def _codes_are_open(tables: bytes) -> bool:
+    """Whether these are Huffman tables of which no code is all ones: over others libjpeg's versions differ."""
+    while tables:
+        lengths = tables[1:17]
+        if len(lengths) < 16 or sum(count << (15 - at) for at, count in enumerate(lengths)) >= 1 << 16:
+            return False
+        if len(tables) < 17 + sum(lengths):
+            return False
+        tables = tables[17 + sum(lengths) :]
+    return True
 
 
 def _jpeg_frame_header(data: bytes, position: int, marker: int) -> Header:

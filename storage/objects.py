@@ -218,7 +218,7 @@ class Folder:
             return
         places = [Path(place, name) for place, _, files in os.walk(self.path()) for name in (*files, "")]
         with ThreadPoolExecutor(_SYNCS, "tilecov-sync") as pool:
-            for _ in pool.map(_sync, places):
+            for _ in pool.map(_sync_if_there, places):
                 pass
 
     def names(self, name: str = "") -> list[str]:
@@ -252,6 +252,12 @@ def begin_flush(stream: BinaryIO) -> None:
     """Have the system begin to write a local file's bytes to the disk (Linux), so that flushing it later is short."""
     with contextlib.suppress(OSError, AttributeError):  # no file, or another system
         ctypes.CDLL(None).sync_file_range(stream.fileno(), ctypes.c_int64(0), ctypes.c_int64(0), _WRITE)
+
+
+def _sync_if_there(path: Path) -> None:
+    """Flush a file; one that another process was writing beside its place, and has moved there, is its own to flush."""
+    with contextlib.suppress(FileNotFoundError):
+        _sync(path)
 
 
 def _sync(path: Path) -> None:

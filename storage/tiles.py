@@ -22,6 +22,7 @@ from .tiling import Tiling
 
 Array = npt.NDArray[Any]
 
+_PLAIN = ((BytesCodec(endian=sys.byteorder),), (BytesCodec(endian=None),))  # single bytes have no order
 _SQUARE = 128
 """Rows and columns of a matrix that are copied together."""
 
@@ -157,7 +158,7 @@ class TileMatrix:
     def _file(self, i: int, j: int) -> Path | None:
         """Return where tile (i, j) is nothing but its values in a local file; None where only Zarr knows."""
         store, metadata = self.array.store, self.array.metadata
-        plain = isinstance(metadata, ArrayV3Metadata) and metadata.codecs == (BytesCodec(endian=sys.byteorder),)
+        plain = isinstance(metadata, ArrayV3Metadata) and metadata.codecs in _PLAIN
         if not plain or not isinstance(store, LocalStore):
             return None
         return store.root / self.array.path / metadata.encode_chunk_key((i, j))

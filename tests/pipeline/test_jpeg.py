@@ -14,9 +14,10 @@ import pytest
 from compiled import A_COMPILER_IS_HERE, NO_COMPILER
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import assert_same_verdict
 from PIL import Image
 
-from tilecov.pipeline import images, jpeg
+from tilecov.pipeline import images, jpeg, pixels
 from tilecov.pipeline.headers import SAME_LIBJPEG
 from tilecov.pipeline.images import image_row
 from tilecov.pipeline.jpeg import jpeg_row
@@ -164,6 +165,30 @@ def test_what_lies_behind_the_pixels_is_looked_at_by_others(behind: bytes) -> No
     assert decoded(data + behind, (16, 16, 3)) is None
     assert decoded(data[:-2] + behind + data[-2:], (16, 16, 3)) is None
     assert all(decoded(data[:length], (16, 16, 3)) is None for length in range(len(data)))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("which", range(4))
+def test_a_code_of_all_ones_is_for_pillow_to_judge(compiled: bool, which: int) -> None:
+    """The standard forbids it, libjpeg-turbo 3.2 refuses it, and 3.1 does not."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not compiled:
+            patch.setattr(pixels, "_pixels", None)
+        picture = bytearray(encoded(some_pixels(1, (16, 16, 3)), quality=75))
+        table = [at for at in range(len(picture)) if picture.startswith(b"\xff\xc4", at)][which]
+        counts = picture[table + 5 : table + 21]
+        last = max(at for at, count in enumerate(counts) if count)
+        before = sum(count << (15 - at) for at, count in enumerate(counts))
+        for shorter in range(
+            last - 1, -1, -1
+        ):  # a code of the last length becomes one of another, so that all are taken
+            if before - (1 << (15 - last)) + (1 << (15 - shorter)) >= 1 << 16:
+                counts[last] -= 1
+                counts[shorter] += 1
+                break
+        picture[table + 5 : table + 21] = counts
+        assert decoded(bytes(picture), (16, 16, 3)) is None
+        assert_same_verdict(bytes(picture))
 
 
 @needs_c

@@ -1,18 +1,24 @@
 """Folder: a file is there whole or not at all, once created and when synced, on every kind of store."""
 
+import ctypes
 import gc
 import os
 import resource
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from buckets import NEW, OLD, folder_anywhere  # noqa: F401  (the fixture `folder`)
 
+from tilecov.storage.artifacts import write_tensor
 from tilecov.storage.objects import Folder
+from tilecov.storage.tiles import TileMatrix, open_group
 
 
 @pytest.fixture
@@ -135,6 +141,37 @@ def test_sync_reaches_every_file_and_folder(local: Folder, monkeypatch: pytest.M
     local.sync()
     root = Path(local.path())
     assert {str(path) for path in (root, *root.rglob("*"))} <= set(synced)
+
+
+def test_sync_goes_past_what_another_writer_has_moved_to_its_place(
+    local: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local.write("a", b"1")
+    listed = [(local.path(), [], ["0.123.partial", "a"])]
+    monkeypatch.setattr(os, "walk", lambda _: iter(listed))
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", flushed.append)
+    local.sync()
+    assert len(flushed) == 2  # the file that is there, and the folder
+
+
+def test_tiles_and_tensors_begin_to_reach_the_disk_when_they_are_written(
+    local: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sys.platform == "linux":
+        assert ctypes.CDLL(None).sync_file_range  # else what is tested here would never be called
+    begun: list[int] = []
+    library = SimpleNamespace(sync_file_range=lambda handle, *_: begun.append(os.fstat(handle).st_size))
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    matrix = TileMatrix.create(open_group(local, writable=True), "m", (4, 4), (4, 4), "float64")
+    matrix.write(0, 0, np.ones((4, 4)))
+    assert begun == [4 * 4 * 8]
+    write_tensor(local, "U.pt", (4, 4), [np.ones((2, 4), np.float32)] * 2)
+    assert len(begun) == 3
+    matrix = TileMatrix.create(open_group(Folder("memory://m.zarr"), writable=True), "m", (4, 4), (4, 4), "float64")
+    matrix.write(0, 0, np.ones((4, 4)))
+    assert len(begun) == 3
+    Folder("memory://m.zarr").remove()
 
 
 def test_sync_changes_nothing(folder: Folder) -> None:
