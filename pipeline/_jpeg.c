@@ -269,9 +269,9 @@ static int read_coefficients(const picture *the, const uint8_t *at, const uint8_
     for (int c = 0; c < the->channels; c++)
         for (int k = 0; k < 64 + END; k++)
             all_factors[c][k] = the->factors[the->table[c]][k < 64 ? k : 63];
-    for (Py_ssize_t number = 0; number < blocks; number++)
+    for (Py_ssize_t which = 0; which < blocks; which++)
         for (int c = 0; c < the->channels; c++) {
-            int16_t *block = coefficients + c * component + number / 2 * 128 + number % 2 * 8;
+            int16_t *block = coefficients + c * component + which / 2 * 128 + which % 2 * 8;
             const uint16_t *factors = all_factors[c];
             int k = 0;
             if (at > end + BLOCK_BYTES)

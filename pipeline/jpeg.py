@@ -2,7 +2,7 @@
 
 Half of the time that libjpeg-turbo takes for a picture of 64 x 64 goes into Huffman codes, each taken apart in several
 steps, and more into making and unmaking a decoder. C of our own (`_jpeg.c`) takes a code and the number behind it with
-one look at a table that stays from picture to picture, and writes planes: the same pixels in less than half the time
+one look at a table that stays from picture to picture, and writes planes: the same pixels in three quarters of the time
 (docs/decisions.md). It knows one kind of picture: baseline, gray or with as many pixels of each component (4:4:4), one
 scan, up to 2**18 pixels, on x86-64 with AVX2. All others, and what decoders may read in several ways, are libjpeg's.
 """
