@@ -66,8 +66,10 @@ def _take(folder: Folder, owner: dict[str, Any], lifetime: float) -> None:
 
 def _remove_if_over(folder: Folder) -> None:
     held = _read(folder)
-    left = held["until"] - time.time() if held else 0  # one that cannot be read is nobody's
-    if held and left > 0 and not _is_gone(held):
+    if held is None:
+        return  # given back since: what is there next is somebody's
+    left = held.get("until", 0) - time.time()  # one that cannot be read is nobody's
+    if left > 0 and not _is_gone(held):
         raise LeaseHeldError(
             f"process {held['pid']} on {held['host']} works on {folder.url}; wait for it, choose another --out, or, "
             f"if it is gone, try again in {left:.0f} s"
@@ -75,9 +77,9 @@ def _remove_if_over(folder: Folder) -> None:
     _take_over(folder, held)
 
 
-def _take_over(folder: Folder, held: dict[str, Any] | None) -> None:
+def _take_over(folder: Folder, held: dict[str, Any]) -> None:
     """Remove a lease that is over; of several who see it so, one does, and none removes the lease that follows it."""
-    marker = f"{NAME}.{(held or {}).get('id', 'damaged')}"
+    marker = f"{NAME}.{held.get('id', 'damaged')}"
     try:
         folder.create(marker, f"{time.time()} {uuid.uuid4().hex}".encode())
     except FileExistsError:
@@ -126,7 +128,10 @@ def _content(owner: dict[str, Any], lifetime: float) -> bytes:
 
 
 def _read(folder: Folder) -> dict[str, Any] | None:
+    """Return the lease that is there, None where there is none; one that is damaged says nothing."""
     try:
         return dict(json.loads(folder.read(NAME)))
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return None
+    except (ValueError, TypeError):
+        return {}

@@ -65,8 +65,9 @@ def test_a_dead_process_whose_number_another_has_does_not_block(tmp_path: Path) 
         pass
 
 
-def test_a_damaged_lease_is_taken_over(tmp_path: Path) -> None:
-    (tmp_path / NAME).write_text("{")
+@pytest.mark.parametrize("content", ["{", "", "5", "[]", "null"])
+def test_a_damaged_lease_is_taken_over(tmp_path: Path, content: str) -> None:
+    (tmp_path / NAME).write_text(content)
     with lease(Folder(str(tmp_path))):
         pass
 
@@ -99,9 +100,20 @@ def test_only_the_lease_that_was_looked_at_is_taken_over(tmp_path: Path) -> None
     folder = Folder(str(tmp_path))
     dead = _read(folder)
     with lease(folder):
-        _take_over(folder, dead)
+        _take_over(folder, dead or {})
         assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lease_that_follows_one_given_back_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where one process looks between two others, of which the first ends and the second begins."""
+    from tilecov.storage.lease import _remove_if_over
+
+    folder = Folder(str(tmp_path))
+    with lease(folder), monkeypatch.context() as patch:
+        patch.setattr("tilecov.storage.lease._read", lambda _: None)
+        _remove_if_over(folder)
+        assert (tmp_path / NAME).exists()
 
 
 def test_a_take_over_that_died_is_forgotten(tmp_path: Path) -> None:
