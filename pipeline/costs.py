@@ -92,9 +92,9 @@ def tiles_of(size: int) -> int:
     return -(-size // tile_of(size))
 
 
-def more_for_float64(size: int) -> int:
-    """Return the bytes that LAPACK takes in float64 on top of those in float32: see ``Costs.direct_memory``."""
-    return 31 * size**2 * 4 // 10
+def lapack_bytes(size: int, width: int) -> int:
+    """Return the bytes of a matrix, in whose place U comes, and two for divide and conquer's work (measured)."""
+    return 31 * size**2 * width // 10
 
 
 def upper_entries(size: int) -> int:
@@ -244,8 +244,8 @@ class Costs:
         return self.facts.samples > INT32_ROWS and self.is_exact
 
     def direct_memory(self, width: int) -> int:
-        """Bytes of LAPACK's divide and conquer: the matrix, in whose place U comes, and two for the work (measured)."""
-        return self.base + 31 * self.job.size**2 * width // 10 + 2 * self.tile_bytes
+        """Bytes of LAPACK's divide and conquer."""
+        return self.base + lapack_bytes(self.job.size, width) + 2 * self.tile_bytes
 
     def product_seconds(self) -> float:
         """Seconds to multiply all rows."""

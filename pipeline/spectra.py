@@ -12,7 +12,7 @@ from tilecov.storage.tiles import TileMatrix, open_group, write_vector
 from .ahead import side_by_side
 from .checkpoints import KrylovState
 from .context import Context
-from .costs import more_for_float64
+from .costs import lapack_bytes
 from .covariance import Array
 from .device import choose_device
 from .errors import DoesNotFitError
@@ -176,7 +176,7 @@ def refine(context: Context) -> bool:
     if context.plan.method != "direct" or dtype_in(context) == torch.float64:
         return False
     planned = next(stage.memory for stage in context.plan.stages if stage.name == "spectrum")
-    if planned + more_for_float64(context.plan.size) > context.plan.memory:
+    if planned + lapack_bytes(context.plan.size, 4) > context.plan.memory:  # a float64 has 4 bytes more
         return False
     context.manifest["precision"] = "float64"
     for name in ("spectrum", "artifacts", "certificate"):

@@ -13,10 +13,17 @@ A_COMPILER_IS_HERE = bool(shutil.which("cc")) and (Path(sysconfig.get_paths()["i
 NO_COMPILER = "no C compiler was there when tilecov was installed"
 
 
-def assert_sizes_are_checked(call: Callable[..., Any], sound: list[Any], lengths: Collection[int] = ()) -> None:
+def assert_sizes_are_checked(
+    call: Callable[..., Any],
+    sound: list[Any],
+    lengths: Collection[int] = (),
+    numbers: Collection[int] = (-1, 2**31, 2**40, 2**62),
+    says: str = r"must be|have 4 or 8|bytes|asked for",
+) -> None:
     """Check that the sound arguments pass and that none of them may be out of step with the others.
 
-    Buffers at the places ``lengths`` may be empty: their lengths say how much there is to do.
+    Buffers at the places ``lengths`` may be empty: their lengths say how much there is to do. In the place of any
+    number each of ``numbers`` is refused.
     """
     call(*sound)
     for place, given in enumerate(sound):
@@ -28,8 +35,8 @@ def assert_sizes_are_checked(call: Callable[..., Any], sound: list[Any], lengths
                     with pytest.raises(ValueError, match="bytes"):
                         call(*before, wrong, *after)
         elif type(given) is int:
-            for number in (-1, 2**31, 2**40, 2**62):
-                with pytest.raises(ValueError, match=r"must be|have 4 or 8|no rows|bytes|asked for"):
+            for number in numbers:
+                with pytest.raises(ValueError, match=says):
                     call(*before, number, *after)
     with pytest.raises((ValueError, TypeError)):
         call(*sound[:-1])

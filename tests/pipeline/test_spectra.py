@@ -112,7 +112,7 @@ def test_what_falls_short_in_float32_is_decomposed_again_in_float64(
     assert manifest["certificate"]["residual"] < 1e-6
     assert any("residual is" in note and "again in float64" in note for note in notes)
     assert verify(RunFolder(Folder(str(tmp_path / "run"))))[1] == []
-    monkeypatch.setattr(spectra, "more_for_float64", lambda size: 1 << 50)
+    monkeypatch.setattr(spectra, "lapack_bytes", lambda size, width: 1 << 50)
     with pytest.raises(CertificateError, match="residual is"):  # where there is no memory for it
         run(Job(**{**job, "out": str(tmp_path / "tight")}))
 

@@ -118,25 +118,21 @@ def test_a_lease_is_refused_and_taken_over(folder: Folder) -> None:
 def test_a_lease_that_is_over_is_taken_by_one(folder: Folder) -> None:
     folder.write(NAME, json.dumps({"id": "other", "host": "elsewhere", "pid": 1, "until": time.time() - 1}).encode())
 
-    holding: list[int] = []
+    refused = threading.Semaphore(0)
 
-    def most_beside(number: int) -> int:
-        """Return how many were seen to hold the lease while this one did; 0 where it did not get it."""
+    def holds(_: int) -> bool:
         try:
-            with lease(folder):
-                holding.append(number)
-                most = 1
-                for _ in range(20):  # longer than all others take to look, nearly always
-                    time.sleep(0.1)
-                    most = max(most, len(holding))
-                holding.remove(number)
+            with lease(folder):  # until all others have looked, however slow they are
+                for _ in range(7):
+                    if not refused.acquire(timeout=20):
+                        break  # one of them has it too
         except LeaseHeldError:
-            return 0
-        return most
+            refused.release()
+            return False
+        return True
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(most_beside, range(8)))
-    assert max(found) == 1  # one that looks only when the first has given it back may have it too
+        assert list(pool.map(holds, range(8))).count(True) == 1
     assert folder.names() == []
 
 
