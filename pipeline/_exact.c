@@ -1,5 +1,5 @@
-/* Exact products of rows of bytes by the int8 matrix units (AMX) of a CPU, without the interpreter lock. `exact.py` says
- * what for; `_exact.h` holds what is compiled for each kind of instructions.
+/* Exact products of rows of bytes by the int8 matrix units (AMX) of a CPU, or by AVX2, without the interpreter lock.
+ * `exact.py` says what for; `_packing.h` and `_exact.h` hold what is compiled for several kinds of instructions.
  *
  * Every function checks the lengths of its buffers against the sizes that it is told before it touches them.
  */
@@ -41,6 +41,10 @@ typedef struct {
     _mm512_storeu_si512(to, all); \
     total = _mm512_dpbusd_epi32(total, _mm512_set1_epi8(1), all);
 #define END_SUMS(sums) _mm512_storeu_si512(sums, total);
+#include "_packing.h"
+#undef START_SUMS
+#undef INTERLEAVE
+#undef END_SUMS
 #define CLEAR_TILES \
     _tile_zero(0); \
     _tile_zero(1); \
@@ -68,15 +72,42 @@ typedef struct {
 #include "_exact.h"
 #undef TARGET
 #undef NAMED
-#undef START_SUMS
-#undef INTERLEAVE
-#undef END_SUMS
 #undef CLEAR_TILES
 #undef LOAD_TILES
 #undef STORE_TILES
 #undef STEP
 #undef TILES_BEGIN
 #undef TILES_END
+#endif
+
+#ifdef HAS_AVX2
+#define TARGET __attribute__((target("avx2")))
+#define NAMED(name) name##_avx2
+#define START_SUMS __m256i first = _mm256_setzero_si256(), last = _mm256_setzero_si256();
+#define INTERLEAVE(from, stride, to) \
+    const __m128i a = FLIPPED(from), b = FLIPPED(from + stride), c = FLIPPED(from + 2 * stride); \
+    const __m128i d = FLIPPED(from + 3 * stride); \
+    const __m128i ab = _mm_unpacklo_epi8(a, b), cd = _mm_unpacklo_epi8(c, d); \
+    const __m128i further_ab = _mm_unpackhi_epi8(a, b), further_cd = _mm_unpackhi_epi8(c, d); \
+    const __m256i eight = _mm256_set_m128i(_mm_unpackhi_epi16(ab, cd), _mm_unpacklo_epi16(ab, cd)); \
+    const __m256i others = \
+        _mm256_set_m128i(_mm_unpackhi_epi16(further_ab, further_cd), _mm_unpacklo_epi16(further_ab, further_cd)); \
+    _mm256_storeu_si256((__m256i *)(void *)(to), eight); \
+    _mm256_storeu_si256((__m256i *)(void *)(to + 2 * STRIP), others); \
+    first = _mm256_add_epi32(first, SUMMED(eight)); \
+    last = _mm256_add_epi32(last, SUMMED(others));
+#define SUMMED(fours) \
+    _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), fours), _mm256_set1_epi16(1))
+#define END_SUMS(sums) \
+    _mm256_storeu_si256((__m256i *)(void *)(sums), first); \
+    _mm256_storeu_si256((__m256i *)(void *)(sums + STRIP / 2), last);
+#include "_packing.h"
+#include "_exact_avx2.h"
+#undef TARGET
+#undef NAMED
+#undef START_SUMS
+#undef INTERLEAVE
+#undef END_SUMS
 #endif
 
 static void interleave_plainly(const uint8_t *from, Py_ssize_t stride, uint8_t *to, int32_t *sums)
@@ -104,6 +135,7 @@ static void multiply_plainly(const uint8_t *left, const uint8_t *right, Py_ssize
 #define START_SUMS int32_t total[STRIP] = {0};
 #define INTERLEAVE(from, stride, to) interleave_plainly(from, stride, to, total);
 #define END_SUMS(sums) memcpy(sums, total, sizeof total);
+#include "_packing.h"
 #define CLEAR_TILES memset(registers, 0, sizeof registers);
 #define LOAD_TILES(sums) memcpy(registers, sums, sizeof registers);
 #define STORE_TILES(sums) memcpy(sums, registers, sizeof registers);
@@ -115,14 +147,18 @@ static void multiply_plainly(const uint8_t *left, const uint8_t *right, Py_ssize
 typedef struct {
     const char *name;
     void (*pack_strip)(const uint8_t *, Py_ssize_t, Py_ssize_t, Py_ssize_t, uint8_t *, int32_t *);
-    void (*multiply)(const product *, int32_t *);
+    void (*multiply)(const product *, void *);
+    Py_ssize_t room; /* bytes that it works in; 0 where it keeps the sums of a part there */
 } kernels;
 
 static const kernels all[] = {
 #ifdef HAS_UNITS
-    {"amx", pack_strip_amx, multiply_amx},
+    {"amx", pack_strip_amx, multiply_amx, 0},
 #endif
-    {"plain", pack_strip_plain, multiply_plain},
+#ifdef HAS_AVX2
+    {"avx2", pack_strip_avx2, multiply_avx2, sizeof(widened) + 64}, /* of any alignment */
+#endif
+    {"plain", pack_strip_plain, multiply_plain, 0},
 };
 
 /* Whether this machine can run kernels of a kind. */
@@ -131,6 +167,10 @@ static int is_here(const kernels *kind)
 #ifdef HAS_UNITS
     if (strcmp(kind->name, "amx") == 0)
         return units_are_here() && __builtin_cpu_supports("avx512vnni");
+#endif
+#ifdef HAS_AVX2
+    if (strcmp(kind->name, "avx2") == 0)
+        return __builtin_cpu_supports("avx2");
 #endif
     return 1;
 }
@@ -146,6 +186,12 @@ static Py_ssize_t whole_pairs(Py_ssize_t columns)
 static Py_ssize_t packed_bytes(Py_ssize_t columns, Py_ssize_t chunks)
 {
     return whole_pairs(columns) / STRIP * chunks * TILE;
+}
+
+/* Bytes that a part of a total takes while it is worked on. */
+static Py_ssize_t room_for(Py_ssize_t rows, Py_ssize_t columns)
+{
+    return best.room ? best.room : whole_pairs(rows) * whole_pairs(columns) * (Py_ssize_t)sizeof(int32_t);
 }
 
 /* Whether so many rows have sums that int32 holds; 0 with an exception set where not. */
@@ -214,8 +260,8 @@ static PyObject *add(PyObject *module, PyObject *arguments)
                          the.last_row, the.rows, the.first_column, the.last_column, the.columns);
         } else if (holds(&left, packed_bytes(the.rows, the.chunks), 1, "the left factor")
                    && holds(&right, packed_bytes(the.columns, the.chunks), 1, "the right factor")
-                   && holds(&room, whole_pairs(the.last_row - the.first_row) * whole_pairs(the.last_column - the.first_column),
-                            sizeof(int32_t), "the room")) {
+                   && holds(&room, room_for(the.last_row - the.first_row, the.last_column - the.first_column), 1,
+                            "the room")) {
             the.left = left.buf;
             the.right = right.buf;
             the.total = total.buf;
@@ -233,10 +279,42 @@ static PyObject *add(PyObject *module, PyObject *arguments)
     return result;
 }
 
+static PyObject *room(PyObject *module, PyObject *arguments)
+{
+    Py_ssize_t rows, columns;
+    if (!PyArg_ParseTuple(arguments, "nn", &rows, &columns) || !is_sound(rows, 0, "the rows")
+        || !is_sound(columns, 0, "the columns"))
+        return NULL;
+    return PyLong_FromSsize_t(room_for(rows, columns));
+}
+
+/* Whether the processor multiplies and sums int8 in one step, in vectors of any width. */
+static int has_int8_instructions(void)
+{
+#ifdef HAS_AVX2
+    const unsigned int avx_vnni = 1u << 4;
+    unsigned int a, b, c, d;
+    return __builtin_cpu_supports("avx512vnni") || (__get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & avx_vnni));
+#else
+    return 1;
+#endif
+}
+
+/* Whether what was chosen has no equal on this machine: matrix units have none, and of processors without int8
+ * instructions of any kind, which oneDNN would use, AVX2 has none. */
+static PyObject *has_no_equal(PyObject *module, PyObject *none)
+{
+    if (strcmp(best.name, "avx2") == 0)
+        return PyBool_FromLong(!has_int8_instructions());
+    return PyBool_FromLong(strcmp(best.name, "amx") == 0);
+}
+
 static PyMethodDef functions[] = {
     CHOICE,
     {"pack", pack, METH_VARARGS, "pack(source, stride, rows, columns, packed, sums, from, to)"},
     {"turn", turn, METH_VARARGS, "turn(packed, turned)"},
+    {"room", room, METH_VARARGS, "room(rows, columns) -> bytes that add wants for so many"},
+    {"has_no_equal", has_no_equal, METH_NOARGS, "has_no_equal() -> bool"},
     {"add", add, METH_VARARGS,
      "add(total, stride, itemsize, left, right, rows, height, width, diagonal, from, to, from, to, room)"},
     {NULL, NULL, 0, NULL},

@@ -16,10 +16,14 @@ _Static_assert(sizeof(Py_ssize_t) == 8, "sizes are multiplied");
 #define KNOWS_UNITS 0
 #endif
 
-#if KNOWS_UNITS && defined(__x86_64__) && defined(__linux__)
-#define HAS_UNITS
+#if defined(__GNUC__) && defined(__x86_64__)
+#define HAS_AVX2
 #include <cpuid.h>
 #include <immintrin.h>
+#endif
+
+#if KNOWS_UNITS && defined(HAS_AVX2) && defined(__linux__)
+#define HAS_UNITS
 #include <sys/syscall.h>
 #include <unistd.h>
 

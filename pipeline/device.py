@@ -12,7 +12,7 @@ import torch
 from .bounds import INT32_ROWS, ORIGIN, ROWS_ALWAYS_EXACT
 from .exact import ExactAdder
 from .machine import best_of
-from .units import exact_units
+from .units import exact_functions
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -74,8 +74,8 @@ def choose_device(wanted: str) -> torch.device:
 
 def kernels(device: torch.device) -> list[Kernel]:
     """Return the ways to multiply on ``device``, proven or not, the one that is usually faster first."""
-    functions = exact_units() if device.type == "cpu" else None
-    first = [] if functions is None else [kernel_on_units(functions)]
+    functions = exact_functions() if device.type == "cpu" else None
+    first = [] if functions is None else [kernel_in_c(functions)]
     on_matrix_units = int8_product if device.type == "cuda" else int8_product_on_cpu
     return [
         *first,
@@ -84,7 +84,7 @@ def kernels(device: torch.device) -> list[Kernel]:
     ]
 
 
-def kernel_on_units(functions: ModuleType) -> Kernel:
+def kernel_in_c(functions: ModuleType) -> Kernel:
     """Return the way to multiply by the C functions of a CPU's int8 matrix units."""
 
     def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -81,7 +81,7 @@ class ExactAdder(Crew):
     def __init__(self, functions: ModuleType, room: dict[Any, Bytes], most: int = 0) -> None:
         self._functions, self._kept, self._most = functions, room, most
         threads = range(torch.get_num_threads())
-        super().__init__("tilecov-exact", (self._take(f"sums {number}", 4 * _HIGH * _WIDE) for number in threads))
+        super().__init__("tilecov-exact", (self._take(f"room {number}", functions.room(_HIGH, _WIDE)) for number in threads))
 
     def pack(self, key: int, rows: Bytes) -> Packed:
         """Make (n, width) uint8 rows ready, in memory that is kept under this key."""

@@ -1,7 +1,8 @@
 """Whether this machine's processor has int8 matrix units, and how large factors are that were cut for them.
 
 What multiplies on them is C, for the units that x86 processors have (AMX), on Linux, where a compiler was at hand when
-tilecov was installed: `_exact.c` bytes (see `exact`), `_sliced.c` float32 as bytes (see `sliced`).
+tilecov was installed: `_exact.c` bytes (see `exact`), `_sliced.c` float32 as bytes (see `sliced`). The former is for
+processors with AVX2 and no int8 instructions at all too.
 """
 
 from importlib import import_module
@@ -28,16 +29,12 @@ compiled_exact = _compiled("._exact")
 
 def units() -> ModuleType | None:
     """Return the C functions for float32 where this machine has int8 matrix units; None where not."""
-    return _on_units(compiled)
+    return compiled if compiled is not None and compiled.chosen() == "amx" else None
 
 
-def exact_units() -> ModuleType | None:
-    """Return the C functions for bytes where this machine has int8 matrix units; None where not."""
-    return _on_units(compiled_exact)
-
-
-def _on_units(functions: ModuleType | None) -> ModuleType | None:
-    return functions if functions is not None and functions.chosen() == "amx" else None
+def exact_functions() -> ModuleType | None:
+    """Return the C functions for bytes where nothing that torch has comes near them; None where not."""
+    return compiled_exact if compiled_exact is not None and compiled_exact.has_no_equal() else None
 
 
 def bytes_of(count: int, depth: int) -> int:

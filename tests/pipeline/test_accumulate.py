@@ -14,7 +14,7 @@ from tilecov.pipeline.accumulate import (
     Workspace,
     panels_of,
 )
-from tilecov.pipeline.device import Kernel, choose_kernel, int8_product, is_exact, kernel_on_units, kernels
+from tilecov.pipeline.device import Kernel, choose_kernel, int8_product, is_exact, kernel_in_c, kernels
 from tilecov.pipeline.exact import packed_bytes
 from tilecov.pipeline.floatsums import FloatAccumulator
 from tilecov.pipeline.units import compiled_exact
@@ -32,7 +32,7 @@ KERNELS = {"float32": FLOAT32, "int8 as on CUDA": INT8} | {
     if kernel.name == "int8" and kernel.functions is None and is_exact(kernel)
 }
 if compiled_exact is not None:  # on int8 matrix units where there are some, else as on them
-    KERNELS["int8 where tiles lie"] = kernel_on_units(compiled_exact)
+    KERNELS["int8 where tiles lie"] = kernel_in_c(compiled_exact)
 LIMIT = 2**24
 
 

@@ -13,15 +13,17 @@ from compiled import A_COMPILER_IS_HERE, NO_COMPILER, assert_sizes_are_checked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tilecov.pipeline.device import choose_kernel, is_exact, kernel_on_units, rate_of
+from tilecov.pipeline.device import choose_kernel, is_exact, kernel_in_c, rate_of
 from tilecov.pipeline.exact import ExactAdder, packed_bytes
-from tilecov.pipeline.units import compiled_exact, exact_units
+from tilecov.pipeline.units import compiled_exact, exact_functions
 
 Rows = npt.NDArray[np.uint8]
 Integers = npt.NDArray[Any]
 
 CPU = torch.device("cpu")
 BAND = 256
+KINDS = ["amx", "avx2", "plain"]
+"""The quickest first: the first one that is here is what users have."""
 
 
 def test_it_is_compiled_where_a_compiler_is() -> None:
@@ -29,13 +31,13 @@ def test_it_is_compiled_where_a_compiler_is() -> None:
     assert compiled_exact is not None or not A_COMPILER_IS_HERE
 
 
-@pytest.fixture(params=["amx", "plain"], scope="module")
+@pytest.fixture(params=KINDS, scope="module")
 def functions(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     """All kinds that this machine can run."""
     if compiled_exact is None or not compiled_exact.choose(request.param):
         pytest.skip(f"no such units here, or {NO_COMPILER}")
     yield compiled_exact
-    assert compiled_exact.choose("amx") or compiled_exact.choose("plain")
+    assert any(map(compiled_exact.choose, KINDS))
 
 
 def about_128(rows: Rows) -> Integers:
@@ -112,11 +114,12 @@ def test_memory_is_kept_for_the_next_rows(functions: ModuleType) -> None:
 
 
 def test_the_proof_is_passed_and_the_kernel_chosen(functions: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = kernel_on_units(functions)
+    kernel = kernel_in_c(functions)
     assert is_exact(kernel)
     assert rate_of(kernel, 64, 32) > 0
-    assert exact_units() is (functions if functions.chosen() == "amx" else None)
-    monkeypatch.setattr("tilecov.pipeline.device.exact_units", lambda: functions)
+    assert exact_functions() is (functions if functions.has_no_equal() else None)
+    assert functions.has_no_equal() or functions.chosen() != "amx"
+    monkeypatch.setattr("tilecov.pipeline.device.exact_functions", lambda: functions)
     assert choose_kernel(CPU).functions is functions
     assert choose_kernel(CPU, "int8").functions is functions
     assert choose_kernel(CPU, "float32").functions is None
@@ -124,14 +127,15 @@ def test_the_proof_is_passed_and_the_kernel_chosen(functions: ModuleType, monkey
 
 def test_a_kernel_that_is_not_exact_is_not_chosen(functions: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor whose units, or whose compiler, gave other integers would go on without."""
-    monkeypatch.setattr("tilecov.pipeline.device.exact_units", lambda: functions)
+    monkeypatch.setattr("tilecov.pipeline.device.exact_functions", lambda: functions)
     monkeypatch.setattr("tilecov.pipeline.device.is_exact", lambda kernel: kernel.functions is None)
     assert choose_kernel(CPU).functions is None
 
 
-def _arguments() -> dict[str, list[Any]]:
+def _arguments(functions: ModuleType) -> dict[str, list[Any]]:
     """Sound arguments of each function, for 100 rows of 40 and of 50 values."""
-    rows, sums, room = np.zeros(100 * 50, np.uint8), np.zeros(64, np.int32), np.zeros(64 * 64, np.int32)
+    rows, sums = np.zeros(100 * 50, np.uint8), np.zeros(64, np.int32)
+    room = np.zeros(functions.room(40, 50), np.uint8)
     left, right = np.zeros(packed_bytes(100, 40), np.uint8), np.zeros(packed_bytes(100, 50), np.uint8)
     total = np.zeros(40 * 50, np.int32)
     return {
@@ -143,11 +147,11 @@ def _arguments() -> dict[str, list[Any]]:
 
 @pytest.mark.parametrize("name", ["pack", "turn", "add"])
 def test_c_refuses_sizes_that_are_not_those_of_its_buffers(functions: ModuleType, name: str) -> None:
-    assert_sizes_are_checked(getattr(functions, name), _arguments()[name], lengths=[0] if name == "turn" else [])
+    assert_sizes_are_checked(getattr(functions, name), _arguments(functions)[name], lengths=[0] if name == "turn" else [])
 
 
 def test_c_refuses_parts_that_a_tile_does_not_have(functions: ModuleType) -> None:
-    arguments = _arguments()
+    arguments = _arguments(functions)
     for ends in ((0, 41, 0, 50), (0, 40, 0, 51), (16, 40, 0, 50), (0, 40, 16, 50), (32, 0, 0, 50)):
         with pytest.raises(ValueError, match=r"asked for|must be"):
             functions.add(*arguments["add"][:9], *ends, arguments["add"][-1])
