@@ -1,44 +1,108 @@
 /* The kernels of _exact.c for processors without int8 instructions: bytes become int16, of which AVX2 multiplies sixteen
- * at a time and sums them in pairs, twice as many as it multiplies numbers in float32. */
+ * at a time and sums them in pairs, twice as many as it multiplies numbers in float32.
+ *
+ * Two halves of rows, of columns and of what is summed are seven products instead of eight (V. Strassen: Gaussian
+ * elimination is not optimal. Numerische Mathematik 13, 1969), made without memory for their factors and themselves: sums
+ * of two blocks become int16 as one block does, and a product is added wherever it belongs (J. Huang, T. M. Smith, G. M.
+ * Henry, R. A. van de Geijn: Strassen's algorithm reloaded. SC16, 2016). Integers lose nothing by it.
+ */
 
 #define AVX2 __attribute__((target("avx2")))
 #define HEIGHT 6 /* rows of the total whose sums the registers hold, STRIP columns of each */
-#define TALL (42 * HEIGHT) /* rows at a time: of a left factor's they fill half of a second cache */
-#define DEEP_AVX2 512 /* numbers to sum at a time: of STRIP columns they fill half of a first cache */
+#define TALL (43 * HEIGHT) /* rows at a time: of a left factor's they fill half of a second cache */
+#define DEEP_AVX2 8 /* tiles to sum at a time: of STRIP columns they fill half of a first cache */
+#define DEPTH (DEEP_AVX2 * CHUNK)
 
 typedef struct {
-    int16_t rows[TALL][DEEP_AVX2];
-    int16_t columns[DEEP_AVX2 / 2][STRIP][2];
+    int16_t rows[TALL][DEPTH];
+    int16_t columns[DEPTH / 2][STRIP][2];
 } widened;
 
-AVX2 static inline void widen_rows(const product *the, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t chunk, Py_ssize_t deep, widened *to)
+/* Up to two of four blocks, the second added or, for -1, subtracted; 0 where there is none. */
+typedef struct {
+    int first, second, sign;
+} blocks;
+
+typedef struct {
+    blocks left, right, total;
+} step;
+
+/* Blocks are numbered 0 and 1 in the first row, 2 and 3 in the second. */
+static const step whole = {{0, 0, 0}, {0, 0, 0}, {0, 0, 0}};
+static const step strassen[] = {
+    {{0, 3, 1}, {0, 3, 1}, {0, 3, 1}}, {{2, 3, 1}, {0, 0, 0}, {2, 3, -1}}, {{0, 0, 0}, {1, 3, -1}, {1, 3, 1}},
+    {{3, 0, 0}, {2, 0, -1}, {0, 2, 1}}, {{0, 1, 1}, {3, 0, 0}, {1, 0, -1}}, {{2, 0, -1}, {0, 1, 1}, {3, 0, 0}},
+    {{1, 3, -1}, {2, 3, 1}, {0, 0, 0}},
+};
+
+/* Where blocks lie: a rectangle of the total, or all of it, and how far apart two blocks are; numbers to sum in tiles. */
+typedef struct {
+    Py_ssize_t row, column, chunk, rows, columns, deep;
+} place;
+
+AVX2 static inline __m256i sixteen(const uint8_t *from)
+{
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)from));
+}
+
+AVX2 static inline __m256i combined(const uint8_t *one, const uint8_t *other, int sign)
+{
+    if (sign == 0)
+        return sixteen(one);
+    return sign > 0 ? _mm256_add_epi16(sixteen(one), sixteen(other)) : _mm256_sub_epi16(sixteen(one), sixteen(other));
+}
+
+/* The bytes of the left factor's row and of the right one's column of a block. */
+static inline const uint8_t *left_at(const product *the, const place *at, int block, Py_ssize_t row)
+{
+    row += block / 2 * at->rows;
+    return the->left + (row / STRIP * the->chunks + at->chunk + block % 2 * at->deep) * TILE + row % STRIP * CHUNK;
+}
+
+static inline const uint8_t *right_at(const product *the, const place *at, int block, Py_ssize_t column)
+{
+    return the->right + ((column + block % 2 * at->columns) / STRIP * the->chunks + at->chunk + block / 2 * at->deep) * TILE;
+}
+
+AVX2 static inline __attribute__((always_inline)) void widen_rows(
+    const product *the, const place *at, const blocks *from, int sign, Py_ssize_t first, Py_ssize_t rows, widened *to)
 {
     for (Py_ssize_t row = 0; row < rows; row++) {
-        const uint8_t *from = the->left + ((first + row) / STRIP * the->chunks + chunk) * TILE + (first + row) % STRIP * CHUNK;
-        for (Py_ssize_t i = 0; i < deep; i++)
+        const uint8_t *one = left_at(the, at, from->first, first + row), *other = left_at(the, at, from->second, first + row);
+        for (Py_ssize_t i = 0; i < at->deep; i++)
             for (int j = 0; j < CHUNK; j += 16) {
-                const __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)(from + i * TILE + j));
-                _mm256_store_si256((__m256i *)(void *)(to->rows[row] + i * CHUNK + j), _mm256_cvtepi8_epi16(bytes));
+                const Py_ssize_t k = i * TILE + j;
+                _mm256_store_si256((__m256i *)(void *)(to->rows[row] + i * CHUNK + j), combined(one + k, other + k, sign));
             }
     }
 }
 
 /* Of four bytes a column the first two and the last two, each beside those of the next columns. */
-AVX2 static inline void widen_columns(const product *the, Py_ssize_t column, Py_ssize_t chunk, Py_ssize_t deep, widened *to)
+AVX2 static inline __attribute__((always_inline)) void widen_columns(
+    const product *the, const place *at, const blocks *from, int sign, Py_ssize_t column, widened *to)
 {
-    const uint8_t *from = the->right + (column / STRIP * the->chunks + chunk) * TILE;
-    __m256i *at = (__m256i *)(void *)to->columns;
-    for (Py_ssize_t i = 0; i < deep * CHUNK / 4; i++, from += 4 * STRIP, at += 4)
+    const uint8_t *one = right_at(the, at, from->first, column), *other = right_at(the, at, from->second, column);
+    __m256i *next = (__m256i *)(void *)to->columns;
+    for (Py_ssize_t k = 0; k < at->deep * TILE; k += 4 * STRIP, next += 4)
         for (int half = 0; half < 2; half++) {
-            const __m128i *bytes = (const __m128i *)(const void *)(from + half * 2 * STRIP);
-            const __m256 one = _mm256_castsi256_ps(_mm256_cvtepi8_epi16(_mm_loadu_si128(bytes)));
-            const __m256 other = _mm256_castsi256_ps(_mm256_cvtepi8_epi16(_mm_loadu_si128(bytes + 1)));
-            const __m256i first = _mm256_castps_si256(_mm256_shuffle_ps(one, other, 0x88));
-            const __m256i last = _mm256_castps_si256(_mm256_shuffle_ps(one, other, 0xdd));
-            _mm256_store_si256(at + half, _mm256_permute4x64_epi64(first, 0xd8));
-            _mm256_store_si256(at + 2 + half, _mm256_permute4x64_epi64(last, 0xd8));
+            const Py_ssize_t here = k + half * 2 * STRIP, beside = here + STRIP;
+            const __m256 four = _mm256_castsi256_ps(combined(one + here, other + here, sign));
+            const __m256 others = _mm256_castsi256_ps(combined(one + beside, other + beside, sign));
+            const __m256i first = _mm256_castps_si256(_mm256_shuffle_ps(four, others, 0x88));
+            const __m256i last = _mm256_castps_si256(_mm256_shuffle_ps(four, others, 0xdd));
+            _mm256_store_si256(next + half, _mm256_permute4x64_epi64(first, 0xd8));
+            _mm256_store_si256(next + 2 + half, _mm256_permute4x64_epi64(last, 0xd8));
         }
 }
+
+/* Call with a sign that the compiler knows. */
+#define BY_SIGN(call, the, at, from, ...) \
+    if ((from)->sign == 0) \
+        call(the, at, from, 0, __VA_ARGS__); \
+    else if ((from)->sign > 0) \
+        call(the, at, from, 1, __VA_ARGS__); \
+    else \
+        call(the, at, from, -1, __VA_ARGS__);
 
 /* Sums of a row, `i` of those in the registers. Compilers were seen to keep them in memory instead. */
 #define ROW_STEP(i) \
@@ -48,7 +112,7 @@ AVX2 static inline void widen_columns(const product *the, Py_ssize_t column, Py_
             "vpmaddwd %[right], %[both], %[both]\n\t" \
             "vpaddd %[both], %[other], %[other]" \
             : [one] "+x"(one##i), [other] "+x"(other##i), [both] "=&x"(both), [product] "=&x"(multiplied) \
-            : [row] "m"(*(const int32_t *)(const void *)(row + i * DEEP_AVX2)), [left] "x"(left), [right] "x"(right));
+            : [row] "m"(*(const int32_t *)(const void *)(row + i * DEPTH)), [left] "x"(left), [right] "x"(right));
 #define ROW_START(i) __m256i one##i = _mm256_setzero_si256(), other##i = _mm256_setzero_si256();
 #define ROW_END(i) \
     _mm256_store_si256((__m256i *)(void *)sums[i], one##i); \
@@ -68,44 +132,88 @@ AVX2 static inline void sum_pairs(const int16_t *row, const widened *from, Py_ss
     ALL_ROWS(ROW_END)
 }
 
-/* Add to HEIGHT rows of the total, or what is left of them, and STRIP columns. */
-#define ADD_SUMS(type) \
-    for (Py_ssize_t i = 0; i < rows; i++) { \
-        type *to = (type *)the->total + (row + i) * the->stride + column; \
-        if (columns >= STRIP) \
-            for (int j = 0; j < STRIP; j++) \
-                to[j] += sums[i][j]; \
-        else \
-            for (Py_ssize_t j = 0; j < columns; j++) \
-                to[j] += sums[i][j]; \
+/* Add to rows of the total, or subtract from them, up to STRIP columns. */
+AVX2 static inline void add_rows(
+    const product *the, int32_t sums[HEIGHT][STRIP], Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column, int sign)
+{
+    const Py_ssize_t left = the->last_column - column, columns = left < STRIP ? left : STRIP;
+    for (Py_ssize_t i = 0; i < rows; i++) {
+        const Py_ssize_t start = (row + i) * the->stride + column;
+        if (the->wide) {
+            int64_t *to = (int64_t *)the->total + start;
+            for (Py_ssize_t j = 0; j < columns; j++)
+                to[j] += sign * sums[i][j];
+        } else if (columns == STRIP) { /* may pass int32 on its way, and comes back */
+            __m256i *to = (__m256i *)(void *)((int32_t *)the->total + start);
+            const __m256i *from = (const __m256i *)(const void *)sums[i];
+            for (int j = 0; j < 2; j++) {
+                const __m256i old = _mm256_loadu_si256(to + j), more = _mm256_load_si256(from + j);
+                _mm256_storeu_si256(to + j, sign > 0 ? _mm256_add_epi32(old, more) : _mm256_sub_epi32(old, more));
+            }
+        } else {
+            int32_t *to = (int32_t *)the->total + start;
+            for (Py_ssize_t j = 0; j < columns; j++)
+                to[j] += sums[i][j];
+        }
     }
+}
+
+/* While sums are made, what they are added to comes. */
+AVX2 static inline void fetch(const product *the, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column)
+{
+    const Py_ssize_t item = the->wide ? sizeof(int64_t) : sizeof(int32_t);
+    for (Py_ssize_t i = 0; i < rows; i++)
+        _mm_prefetch((const char *)the->total + item * ((row + i) * the->stride + column), _MM_HINT_T0);
+}
+
+/* Make one product and add it. */
+AVX2 static void take(const product *the, const place *at, const step *step, widened *wide)
+{
+    _Alignas(64) int32_t sums[HEIGHT][STRIP];
+    const blocks *to = &step->total;
+    const Py_ssize_t down = to->first / 2 * at->rows, across = to->first % 2 * at->columns;
+    const Py_ssize_t second_down = to->second / 2 * at->rows, second_across = to->second % 2 * at->columns;
+    for (Py_ssize_t top = at->row; top < at->row + at->rows; top += TALL) {
+        const Py_ssize_t left = at->row + at->rows - top, bottom = top + (left < TALL ? left : TALL);
+        BY_SIGN(widen_rows, the, at, &step->left, top, bottom - top, wide)
+        for (Py_ssize_t column = at->column; column < at->column + at->columns; column += STRIP) {
+            const Py_ssize_t diagonal = (column / BAND + 1) * BAND;
+            const Py_ssize_t end = the->is_diagonal && diagonal < bottom ? diagonal : bottom;
+            if (top >= end)
+                continue;
+            BY_SIGN(widen_columns, the, at, &step->right, column, wide)
+            for (Py_ssize_t row = top; row < end; row += HEIGHT) {
+                const Py_ssize_t rows = end - row < HEIGHT ? end - row : HEIGHT;
+                fetch(the, row + down, rows, column + across);
+                if (to->sign)
+                    fetch(the, row + second_down, rows, column + second_across);
+                sum_pairs(wide->rows[row - top], wide, at->deep * CHUNK / 2, sums);
+                add_rows(the, sums, row + down, rows, column + across, 1);
+                if (to->sign)
+                    add_rows(the, sums, row + second_down, rows, column + second_across, to->sign);
+            }
+        }
+    }
+}
 
 AVX2 static void multiply_avx2(const product *the, void *room)
 {
     widened *wide = (widened *)(((uintptr_t)room + 63) / 64 * 64);
-    _Alignas(64) int32_t sums[HEIGHT][STRIP];
-    const Py_ssize_t item = the->wide ? sizeof(int64_t) : sizeof(int32_t);
-    for (Py_ssize_t chunk = 0; chunk < the->chunks; chunk += DEEP_AVX2 / CHUNK) {
-        const Py_ssize_t left = the->chunks - chunk, deep = left < DEEP_AVX2 / CHUNK ? left : DEEP_AVX2 / CHUNK;
-        for (Py_ssize_t top = the->first_row; top < the->last_row; top += TALL) {
-            const Py_ssize_t bottom = top + TALL < the->last_row ? top + TALL : the->last_row;
-            widen_rows(the, top, bottom - top, chunk, deep, wide);
-            for (Py_ssize_t column = the->first_column; column < the->last_column; column += STRIP) {
-                const Py_ssize_t diagonal = (column / BAND + 1) * BAND, columns = the->last_column - column;
-                const Py_ssize_t end = the->is_diagonal && diagonal < bottom ? diagonal : bottom;
-                if (top < end)
-                    widen_columns(the, column, chunk, deep, wide);
-                for (Py_ssize_t row = top; row < end; row += HEIGHT) {
-                    const Py_ssize_t rows = end - row < HEIGHT ? end - row : HEIGHT;
-                    for (Py_ssize_t i = 0; i < rows; i++) /* while the sums are made, what they are added to comes */
-                        _mm_prefetch((const char *)the->total + item * ((row + i) * the->stride + column), _MM_HINT_T0);
-                    sum_pairs(wide->rows[row - top], wide, deep * CHUNK / 2, sums);
-                    if (the->wide)
-                        ADD_SUMS(int64_t)
-                    else
-                        ADD_SUMS(int32_t)
-                }
-            }
-        }
+    const Py_ssize_t rows = the->last_row - the->first_row, columns = the->last_column - the->first_column;
+    const int is_above = !the->is_diagonal || the->first_column / BAND >= (the->last_row - 1) / BAND;
+    place at = {the->first_row, the->first_column, 0, rows, columns, DEEP_AVX2};
+    if (is_above && rows % 2 == 0 && columns % (2 * STRIP) == 0) {
+        const Py_ssize_t steps = sizeof strassen / sizeof *strassen;
+        at.rows /= 2;
+        at.columns /= 2;
+        for (; at.chunk + 2 * DEEP_AVX2 <= the->chunks; at.chunk += 2 * DEEP_AVX2)
+            for (const step *next = strassen; next < strassen + steps; next++)
+                take(the, &at, next, wide);
+        at.rows = rows;
+        at.columns = columns;
+    }
+    for (; at.chunk < the->chunks; at.chunk += at.deep) {
+        at.deep = the->chunks - at.chunk < DEEP_AVX2 ? the->chunks - at.chunk : DEEP_AVX2;
+        take(the, &at, &whole, wide);
     }
 }

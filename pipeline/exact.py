@@ -1,10 +1,10 @@
-"""Exact products of uint8 rows by a CPU's int8 matrix units, added to tiles where they lie.
+"""Exact products of uint8 rows by a CPU's int8 matrix units, or by AVX2, added to tiles where they lie.
 
 oneDNN, which torch calls, multiplies int8 too; but the product comes out in memory of its own and is added
 afterwards, by threads that wait for each other after each. Here the rows are made ready once for all tiles (128
 subtracted, four of them side by side, their columns summed), and parts of tiles are multiplied and added to one by
-one by the threads: twice as fast (docs/decisions.md). C (`_exact.c`) does it, where there are such units: see
-`units`.
+one by the threads: twice as fast (docs/decisions.md). C (`_exact.c`) does it, where there are such units, or no int8
+instructions at all, in which case float32 would be the alternative: see `units`.
 """
 
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ _TILE = 16 * _CHUNK
 _PAIR = 32
 """Columns that the units' registers hold."""
 _HIGH, _WIDE = 512, 512
-"""The parts of a tile that one thread adds to at a time; their sums stay in its second cache."""
+"""The parts of a tile that one thread adds to at a time; on matrix units their sums stay in its second cache."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ class ExactAdder(Crew):
     def __init__(self, functions: ModuleType, room: dict[Any, Bytes], most: int = 0) -> None:
         self._functions, self._kept, self._most = functions, room, most
         threads = range(torch.get_num_threads())
-        super().__init__("tilecov-exact", (self._take(f"room {number}", functions.room(_HIGH, _WIDE)) for number in threads))
+        super().__init__(
+            "tilecov-exact", (self._take(f"room {number}", functions.room(_HIGH, _WIDE)) for number in threads)
+        )
 
     def pack(self, key: int, rows: Bytes) -> Packed:
         """Make (n, width) uint8 rows ready, in memory that is kept under this key."""

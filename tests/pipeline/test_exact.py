@@ -86,7 +86,15 @@ def test_all_upper_tiles_are_exact(functions: ModuleType, count: int, widths: li
 @pytest.mark.parametrize("value", [0, 255])
 def test_the_largest_sums_are_exact(functions: ModuleType, value: int, kind: type) -> None:
     """As many rows as are multiplied at a time, of the farthest values."""
-    columns = [np.full((1 << 15, width), value, np.uint8) for width in (20, 40)]
+    columns = [np.full((1 << 15, width), value, np.uint8) for width in (20, 32)]
+    assert_exact(added(functions, columns, kind), columns)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+def test_rows_that_are_deep_enough_to_be_halved_are_exact(functions: ModuleType, kind: type) -> None:
+    """Parts above a diagonal and on it, of even and of odd heights, and rows that are left over."""
+    rng = np.random.default_rng(4)
+    columns = [rng.integers(0, 2, (1030, width), np.uint8) * np.uint8(255) for width in (544, 64, 33)]
     assert_exact(added(functions, columns, kind), columns)
 
 
@@ -147,7 +155,8 @@ def _arguments(functions: ModuleType) -> dict[str, list[Any]]:
 
 @pytest.mark.parametrize("name", ["pack", "turn", "add"])
 def test_c_refuses_sizes_that_are_not_those_of_its_buffers(functions: ModuleType, name: str) -> None:
-    assert_sizes_are_checked(getattr(functions, name), _arguments(functions)[name], lengths=[0] if name == "turn" else [])
+    sound = _arguments(functions)[name]
+    assert_sizes_are_checked(getattr(functions, name), sound, lengths=[0] if name == "turn" else [])
 
 
 def test_c_refuses_parts_that_a_tile_does_not_have(functions: ModuleType) -> None:
