@@ -23,12 +23,15 @@ typedef struct {
     int wide, is_diagonal; /* whether the total is of int64; whether it is symmetric */
 } product;
 
+#ifdef HAS_AVX2
+#define FLIPPED(from) \
+    _mm_xor_si128(_mm_loadu_si128((const __m128i *)(const void *)(from)), _mm_set1_epi8((char)0x80))
+#endif
+
 #ifdef HAS_UNITS
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,amx-tile,amx-int8")))
 #define NAMED(name) name##_amx
 #define START_SUMS __m512i total = _mm512_setzero_si512();
-#define FLIPPED(from) \
-    _mm_xor_si128(_mm_loadu_si128((const __m128i *)(const void *)(from)), _mm_set1_epi8((char)0x80))
 #define INTERLEAVE(from, stride, to) \
     const __m128i a = FLIPPED(from), b = FLIPPED(from + stride), c = FLIPPED(from + 2 * stride); \
     const __m128i d = FLIPPED(from + 3 * stride); \
@@ -300,9 +303,9 @@ static int has_int8_instructions(void)
 #endif
 }
 
-/* Whether what was chosen has no equal on this machine: matrix units have none, and of processors without int8
- * instructions of any kind, which oneDNN would use, AVX2 has none. */
-static PyObject *has_no_equal(PyObject *module, PyObject *none)
+/* Whether what was chosen is quicker than int8 products can be here without it: matrix units are, and AVX2 is where there
+ * are no int8 instructions, which oneDNN would use. */
+static PyObject *beats_int8(PyObject *module, PyObject *none)
 {
     if (strcmp(best.name, "avx2") == 0)
         return PyBool_FromLong(!has_int8_instructions());
@@ -314,7 +317,7 @@ static PyMethodDef functions[] = {
     {"pack", pack, METH_VARARGS, "pack(source, stride, rows, columns, packed, sums, from, to)"},
     {"turn", turn, METH_VARARGS, "turn(packed, turned)"},
     {"room", room, METH_VARARGS, "room(rows, columns) -> bytes that add wants for so many"},
-    {"has_no_equal", has_no_equal, METH_NOARGS, "has_no_equal() -> bool"},
+    {"beats_int8", beats_int8, METH_NOARGS, "beats_int8() -> bool"},
     {"add", add, METH_VARARGS,
      "add(total, stride, itemsize, left, right, rows, height, width, diagonal, from, to, from, to, room)"},
     {NULL, NULL, 0, NULL},

@@ -1,5 +1,5 @@
 /* The kernels of _exact.c for processors without int8 instructions: bytes become int16, of which AVX2 multiplies sixteen
- * at a time and sums them in pairs, twice as many as it multiplies numbers in float32.
+ * at a time and sums them in pairs: twice as many as numbers in float32.
  *
  * Two halves of rows, of columns and of what is summed are seven products instead of eight (V. Strassen: Gaussian
  * elimination is not optimal. Numerische Mathematik 13, 1969), made without memory for their factors and themselves: sums
@@ -111,7 +111,7 @@ AVX2 static inline __attribute__((always_inline)) void widen_columns(
             "vpaddd %[product], %[one], %[one]\n\t" \
             "vpmaddwd %[right], %[both], %[both]\n\t" \
             "vpaddd %[both], %[other], %[other]" \
-            : [one] "+x"(one##i), [other] "+x"(other##i), [both] "=&x"(both), [product] "=&x"(multiplied) \
+            : [one] "+&x"(one##i), [other] "+x"(other##i), [both] "=&x"(both), [product] "=&x"(multiplied) \
             : [row] "m"(*(const int32_t *)(const void *)(row + i * DEPTH)), [left] "x"(left), [right] "x"(right));
 #define ROW_START(i) __m256i one##i = _mm256_setzero_si256(), other##i = _mm256_setzero_si256();
 #define ROW_END(i) \

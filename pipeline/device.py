@@ -16,6 +16,8 @@ from .units import exact_functions
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
+_WHOLE_TILE = 1024
+"""Columns of a tile that all threads have parts of."""
 _NARROW = 8
 """Rows and columns below which a CPU's int8 products are padded: of a single one torch tells oneDNN wrong strides."""
 
@@ -85,7 +87,7 @@ def kernels(device: torch.device) -> list[Kernel]:
 
 
 def kernel_in_c(functions: ModuleType) -> Kernel:
-    """Return the way to multiply by the C functions of a CPU's int8 matrix units."""
+    """Return the way to multiply by the C functions of `_exact`."""
 
     def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         with ExactAdder(functions, {}) as adder:
@@ -109,8 +111,8 @@ def choose_kernel(device: torch.device, name: str = "", *, whole: bool = False) 
 
     For whole products those that add to tiles where they lie, and make rows ready for many tiles, are left out.
 
-    Processors without int8 instructions multiply int8 more slowly than float32, or not exactly, so on a CPU both are
-    timed, for some milliseconds. The integers are the same whichever is chosen.
+    Processors without int8 instructions multiply int8 more slowly than float32, or not exactly, so on a CPU without
+    matrix units two kernels are timed, for some milliseconds. The integers are the same whichever is chosen.
 
     Raises
     ------
@@ -122,7 +124,11 @@ def choose_kernel(device: torch.device, name: str = "", *, whole: bool = False) 
     among = [kernel for kernel in kernels(device) if not (whole and kernel.functions)]
     first = among[0]
     if first.functions is not None and name in {"", first.name} and is_exact(first):
-        return first  # on int8 matrix units, where nothing else comes near
+        alone = (
+            name or first.functions.chosen() == "amx"
+        )  # nothing else comes near matrix units, but float32 may to AVX2
+        if alone or rate_of(first, width=_WHOLE_TILE) >= rate_of(among[-1]):
+            return first
     exact = [kernel for kernel in among if is_exact(kernel)]
     if not exact:
         raise InexactDeviceError(f"matrix products on {device} are not exact; use --device cpu")

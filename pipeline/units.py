@@ -33,8 +33,8 @@ def units() -> ModuleType | None:
 
 
 def exact_functions() -> ModuleType | None:
-    """Return the C functions for bytes where nothing that torch has comes near them; None where not."""
-    return compiled_exact if compiled_exact is not None and compiled_exact.has_no_equal() else None
+    """Return the C functions for bytes where torch's int8 products come nowhere near them; None where not."""
+    return compiled_exact if compiled_exact is not None and compiled_exact.beats_int8() else None
 
 
 def bytes_of(count: int, depth: int) -> int:

@@ -31,7 +31,7 @@ KERNELS = {"float32": FLOAT32, "int8 as on CUDA": INT8} | {
     for kernel in kernels(CPU)
     if kernel.name == "int8" and kernel.functions is None and is_exact(kernel)
 }
-if compiled_exact is not None:  # on int8 matrix units where there are some, else as on them
+if compiled_exact is not None:  # of the kind that is quickest here
     KERNELS["int8 where tiles lie"] = kernel_in_c(compiled_exact)
 LIMIT = 2**24
 

@@ -178,7 +178,7 @@ def test_the_choice_leaves_torch_able_to_tell_its_precision(wanted: str, precisi
 
 
 def test_the_faster_of_a_cpu_s_exact_kernels_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of those that torch has: our own on int8 matrix units is not timed."""
+    """Of those that torch has: our own in C is not timed."""
     monkeypatch.setattr(module, "exact_functions", lambda: None)
     exact = [found for found in kernels(CPU) if is_exact(found)]
     for fastest in exact:
