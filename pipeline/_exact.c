@@ -1,5 +1,6 @@
 /* Exact products of rows of bytes by the int8 matrix units (AMX) of a CPU, or by AVX2, without the interpreter lock.
- * `exact.py` says what for; `_packing.h` and `_exact.h` hold what is compiled for several kinds of instructions.
+ * `exact.py` says what for; `_packing.h` and `_exact.h` hold what is compiled for several kinds of instructions,
+ * `_exact_avx2.h` what AVX2 does its own way.
  *
  * Every function checks the lengths of its buffers against the sizes that it is told before it touches them.
  */
@@ -26,6 +27,11 @@ typedef struct {
 #ifdef HAS_AVX2
 #define FLIPPED(from) \
     _mm_xor_si128(_mm_loadu_si128((const __m128i *)(const void *)(from)), _mm_set1_epi8((char)0x80))
+#define FOUR_ROWS(from, stride) \
+    const __m128i a = FLIPPED(from), b = FLIPPED(from + stride), c = FLIPPED(from + 2 * stride); \
+    const __m128i d = FLIPPED(from + 3 * stride); \
+    const __m128i ab = _mm_unpacklo_epi8(a, b), cd = _mm_unpacklo_epi8(c, d); \
+    const __m128i further_ab = _mm_unpackhi_epi8(a, b), further_cd = _mm_unpackhi_epi8(c, d);
 #endif
 
 #ifdef HAS_UNITS
@@ -33,10 +39,7 @@ typedef struct {
 #define NAMED(name) name##_amx
 #define START_SUMS __m512i total = _mm512_setzero_si512();
 #define INTERLEAVE(from, stride, to) \
-    const __m128i a = FLIPPED(from), b = FLIPPED(from + stride), c = FLIPPED(from + 2 * stride); \
-    const __m128i d = FLIPPED(from + 3 * stride); \
-    const __m128i ab = _mm_unpacklo_epi8(a, b), cd = _mm_unpacklo_epi8(c, d); \
-    const __m128i further_ab = _mm_unpackhi_epi8(a, b), further_cd = _mm_unpackhi_epi8(c, d); \
+    FOUR_ROWS(from, stride) \
     __m512i all = _mm512_castsi128_si512(_mm_unpacklo_epi16(ab, cd)); \
     all = _mm512_inserti32x4(all, _mm_unpackhi_epi16(ab, cd), 1); \
     all = _mm512_inserti32x4(all, _mm_unpacklo_epi16(further_ab, further_cd), 2); \
@@ -88,10 +91,7 @@ typedef struct {
 #define NAMED(name) name##_avx2
 #define START_SUMS __m256i first = _mm256_setzero_si256(), last = _mm256_setzero_si256();
 #define INTERLEAVE(from, stride, to) \
-    const __m128i a = FLIPPED(from), b = FLIPPED(from + stride), c = FLIPPED(from + 2 * stride); \
-    const __m128i d = FLIPPED(from + 3 * stride); \
-    const __m128i ab = _mm_unpacklo_epi8(a, b), cd = _mm_unpacklo_epi8(c, d); \
-    const __m128i further_ab = _mm_unpackhi_epi8(a, b), further_cd = _mm_unpackhi_epi8(c, d); \
+    FOUR_ROWS(from, stride) \
     const __m256i eight = _mm256_set_m128i(_mm_unpackhi_epi16(ab, cd), _mm_unpacklo_epi16(ab, cd)); \
     const __m256i others = \
         _mm256_set_m128i(_mm_unpackhi_epi16(further_ab, further_cd), _mm_unpacklo_epi16(further_ab, further_cd)); \

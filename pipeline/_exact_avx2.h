@@ -7,7 +7,6 @@
  * Henry, R. A. van de Geijn: Strassen's algorithm reloaded. SC16, 2016). Integers lose nothing by it.
  */
 
-#define AVX2 __attribute__((target("avx2")))
 #define HEIGHT 6 /* rows of the total whose sums the registers hold, STRIP columns of each */
 #define TALL (43 * HEIGHT) /* rows at a time: of a left factor's they fill half of a second cache */
 #define DEEP_AVX2 8 /* tiles to sum at a time: of STRIP columns they fill half of a first cache */
@@ -40,12 +39,12 @@ typedef struct {
     Py_ssize_t row, column, chunk, rows, columns, deep;
 } place;
 
-AVX2 static inline __m256i sixteen(const uint8_t *from)
+TARGET static inline __m256i sixteen(const uint8_t *from)
 {
     return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)from));
 }
 
-AVX2 static inline __m256i combined(const uint8_t *one, const uint8_t *other, int sign)
+TARGET static inline __m256i combined(const uint8_t *one, const uint8_t *other, int sign)
 {
     if (sign == 0)
         return sixteen(one);
@@ -64,7 +63,7 @@ static inline const uint8_t *right_at(const product *the, const place *at, int b
     return the->right + ((column + block % 2 * at->columns) / STRIP * the->chunks + at->chunk + block / 2 * at->deep) * TILE;
 }
 
-AVX2 static inline __attribute__((always_inline)) void widen_rows(
+TARGET static inline __attribute__((always_inline)) void widen_rows(
     const product *the, const place *at, const blocks *from, int sign, Py_ssize_t first, Py_ssize_t rows, widened *to)
 {
     for (Py_ssize_t row = 0; row < rows; row++) {
@@ -78,7 +77,7 @@ AVX2 static inline __attribute__((always_inline)) void widen_rows(
 }
 
 /* Of four bytes a column the first two and the last two, each beside those of the next columns. */
-AVX2 static inline __attribute__((always_inline)) void widen_columns(
+TARGET static inline __attribute__((always_inline)) void widen_columns(
     const product *the, const place *at, const blocks *from, int sign, Py_ssize_t column, widened *to)
 {
     const uint8_t *one = right_at(the, at, from->first, column), *other = right_at(the, at, from->second, column);
@@ -120,7 +119,7 @@ AVX2 static inline __attribute__((always_inline)) void widen_columns(
 #define ALL_ROWS(of) of(0) of(1) of(2) of(3) of(4) of(5)
 
 /* Sum HEIGHT rows by STRIP columns. */
-AVX2 static inline void sum_pairs(const int16_t *row, const widened *from, Py_ssize_t pairs, int32_t sums[HEIGHT][STRIP])
+TARGET static inline void sum_pairs(const int16_t *row, const widened *from, Py_ssize_t pairs, int32_t sums[HEIGHT][STRIP])
 {
     const __m256i *at = (const __m256i *)(const void *)from->columns;
     __m256i both, multiplied;
@@ -133,7 +132,7 @@ AVX2 static inline void sum_pairs(const int16_t *row, const widened *from, Py_ss
 }
 
 /* Add to rows of the total, or subtract from them, up to STRIP columns. */
-AVX2 static inline void add_rows(
+TARGET static inline void add_rows(
     const product *the, int32_t sums[HEIGHT][STRIP], Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column, int sign)
 {
     const Py_ssize_t left = the->last_column - column, columns = left < STRIP ? left : STRIP;
@@ -159,7 +158,7 @@ AVX2 static inline void add_rows(
 }
 
 /* While sums are made, what they are added to comes. */
-AVX2 static inline void fetch(const product *the, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column)
+TARGET static inline void fetch(const product *the, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column)
 {
     const Py_ssize_t item = the->wide ? sizeof(int64_t) : sizeof(int32_t);
     for (Py_ssize_t i = 0; i < rows; i++)
@@ -167,7 +166,7 @@ AVX2 static inline void fetch(const product *the, Py_ssize_t row, Py_ssize_t row
 }
 
 /* Make one product and add it. */
-AVX2 static void take(const product *the, const place *at, const step *step, widened *wide)
+TARGET static void take(const product *the, const place *at, const step *step, widened *wide)
 {
     _Alignas(64) int32_t sums[HEIGHT][STRIP];
     const blocks *to = &step->total;
@@ -196,7 +195,7 @@ AVX2 static void take(const product *the, const place *at, const step *step, wid
     }
 }
 
-AVX2 static void multiply_avx2(const product *the, void *room)
+TARGET static void multiply_avx2(const product *the, void *room)
 {
     widened *wide = (widened *)(((uintptr_t)room + 63) / 64 * 64);
     const Py_ssize_t rows = the->last_row - the->first_row, columns = the->last_column - the->first_column;

@@ -127,8 +127,10 @@ def choose_kernel(device: torch.device, name: str = "", *, whole: bool = False) 
         alone = (
             name or first.functions.chosen() == "amx"
         )  # nothing else comes near matrix units, but float32 may to AVX2
-        if alone or rate_of(first, width=_WHOLE_TILE) >= rate_of(among[-1]):
+        float32 = among[-1]
+        if alone or rate_of(first, width=_WHOLE_TILE) >= rate_of(float32) or not is_exact(float32):
             return first
+        return float32
     exact = [kernel for kernel in among if is_exact(kernel)]
     if not exact:
         raise InexactDeviceError(f"matrix products on {device} are not exact; use --device cpu")

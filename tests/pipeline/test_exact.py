@@ -86,7 +86,7 @@ def test_all_upper_tiles_are_exact(functions: ModuleType, count: int, widths: li
 @pytest.mark.parametrize("value", [0, 255])
 def test_the_largest_sums_are_exact(functions: ModuleType, value: int, kind: type) -> None:
     """As many rows as are multiplied at a time, of the farthest values."""
-    columns = [np.full((1 << 15, width), value, np.uint8) for width in (20, 32)]
+    columns = [np.full((1 << 15, width), value, np.uint8) for width in (20, 40, 32)]
     assert_exact(added(functions, columns, kind), columns)
 
 

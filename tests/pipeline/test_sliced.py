@@ -99,7 +99,7 @@ def test_errors_are_below_those_of_float32(functions: ModuleType, depth: int) ->
         np.linalg.norm(found - exact)
         for found in (product(functions, left, right, np.zeros((200, 300))), one_by_one.astype(np.float64))
     )
-    assert error < 1.5 * usual * np.sqrt(512 / max(depth, 512))
+    assert error < usual * np.sqrt(512 / max(depth, 512))
     assert error < 3e-7 * np.linalg.norm(exact)
 
 
