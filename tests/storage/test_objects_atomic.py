@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,13 +27,18 @@ def local(tmp_path: Path) -> Folder:
     return Folder(str(tmp_path / "folder"))
 
 
-@pytest.fixture
+@contextmanager
 def small_disk() -> Iterator[None]:
-    """Let no file grow past 64 KiB: what a full disk does to a writer."""
+    """Let no file grow past 64 KiB: what a full disk does to a writer.
+
+    For the writer alone, and not a fixture: pytest reports before it tears down, and its own output may be a file too.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def break_off(folder: Folder, name: str, data: bytes, error: BaseException) -> None:
@@ -92,11 +98,9 @@ def test_a_failed_local_write_leaves_no_hidden_file(local: Folder) -> None:
 
 
 @pytest.mark.parametrize("write", [Folder.write, pytest.param(Folder.create)])  # fmt: skip
-def test_a_full_disk_leaves_no_part_of_a_file(
-    local: Folder, write: Callable[[Folder, str, bytes], None], small_disk: None
-) -> None:
+def test_a_full_disk_leaves_no_part_of_a_file(local: Folder, write: Callable[[Folder, str, bytes], None]) -> None:
     local.write("old", b"old")
-    with pytest.raises(OSError, match="File too large"):
+    with small_disk(), pytest.raises(OSError, match="File too large"):
         write(local, "new", OLD)
     assert everything(local) == ["old"]
 
