@@ -9,138 +9,9 @@
 #include <stdint.h>
 #include <string.h>
 
-#define SIDE_LIMIT (1 << 26) /* of a side: the product of two sides and four channels stays below 2**62 */
+#include "_pixels.h"
 
 #define SQUARES (1 << 16) /* values whose squares are summed in int32 */
-
-typedef unsigned char byte;
-
-/* Read `channels` and two sides; 0 with an exception set where they make no picture. */
-static int sizes_are_sound(Py_ssize_t height, Py_ssize_t width, Py_ssize_t channels)
-{
-    if (height < 1 || width < 1 || height > SIDE_LIMIT || width > SIDE_LIMIT || (channels != 1 && channels != 3)) {
-        PyErr_Format(PyExc_ValueError, "%zd x %zd pixels of %zd channels are no picture", height, width, channels);
-        return 0;
-    }
-    return 1;
-}
-
-static int length_is(const Py_buffer *view, Py_ssize_t wanted, const char *name)
-{
-    if (view->len != wanted) {
-        PyErr_Format(PyExc_ValueError, "%s has %zd bytes and %zd are needed", name, view->len, wanted);
-        return 0;
-    }
-    return 1;
-}
-
-/* Compiled twice, and the better one chosen when it is loaded: spreading is a quarter of the time with AVX2. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define FOR_AVX2_TOO __attribute__((target_clones("avx2", "default")))
-#else
-#define FOR_AVX2_TOO
-#endif
-
-/* Write `count` interleaved pixels to planes that lie `plane` bytes apart. */
-FOR_AVX2_TOO static void spread(const byte *pixels, byte *out, Py_ssize_t count, Py_ssize_t plane, Py_ssize_t channels)
-{
-    if (channels == 1) {
-        memcpy(out, pixels, (size_t)count);
-        return;
-    }
-    byte *red = out, *green = out + plane, *blue = out + 2 * plane;
-    for (Py_ssize_t i = 0; i < count; i++) {
-        red[i] = pixels[3 * i];
-        green[i] = pixels[3 * i + 1];
-        blue[i] = pixels[3 * i + 2];
-    }
-}
-
-/* The predictor of the PNG specification, 9.4: the neighbour nearest to left + above - corner, in that order. */
-static inline byte paeth(int left, int above, int corner)
-{
-    int to_left = above - corner, to_above = left - corner, to_corner = to_left + to_above;
-    to_left = to_left < 0 ? -to_left : to_left;
-    to_above = to_above < 0 ? -to_above : to_above;
-    to_corner = to_corner < 0 ? -to_corner : to_corner;
-    int nearer = to_above < to_left ? above : left;
-    int distance = to_above < to_left ? to_above : to_left;
-    return (byte)(to_corner < distance ? corner : nearer);
-}
-
-/* One row of a PNG: `row` is `length` filtered bytes and becomes the pixels. Both rows have `step` zeros before them,
- * so that the first pixel has a left neighbour too. The filter is one of the five there are. */
-static inline void restore(int filter, byte *restrict row, const byte *restrict above, Py_ssize_t length, const Py_ssize_t step)
-{
-    Py_ssize_t i;
-    switch (filter) {
-    case 1:
-        for (i = 0; i < length; i++)
-            row[i] = (byte)(row[i] + row[i - step]);
-        break;
-    case 2:
-        for (i = 0; i < length; i++)
-            row[i] = (byte)(row[i] + above[i]);
-        break;
-    case 3:
-        for (i = 0; i < length; i++)
-            row[i] = (byte)(row[i] + ((row[i - step] + above[i]) >> 1));
-        break;
-    case 4:
-        for (i = 0; i < length; i++)
-            row[i] = (byte)(row[i] + paeth(row[i - step], above[i], above[i - step]));
-        break;
-    }
-}
-
-/* Undo the filters of a whole picture; returns whether they are known. `rows` is room for two rows with four zeros
- * before each. */
-static int restore_all(const byte *filtered, byte *out, byte *rows, Py_ssize_t height, Py_ssize_t width, Py_ssize_t channels)
-{
-    Py_ssize_t length = width * channels;
-    byte *row = rows + 4, *above = rows + 4 + length + 4;
-    for (Py_ssize_t y = 0; y < height; y++) /* first, so that nothing is written of what is no picture */
-        if (filtered[y * (length + 1)] > 4)
-            return 0;
-    for (Py_ssize_t y = 0; y < height; y++, filtered += length + 1) {
-        memcpy(row, filtered + 1, (size_t)length);
-        if (channels == 3) /* constant steps, so that the compiler makes a loop of each */
-            restore(filtered[0], row, above, length, 3);
-        else
-            restore(filtered[0], row, above, length, 1);
-        spread(row, out + y * width, width, height * width, channels);
-        byte *swapped = row;
-        row = above;
-        above = swapped;
-    }
-    return 1;
-}
-
-static PyObject *unfilter(PyObject *module, PyObject *arguments)
-{
-    Py_buffer filtered, out;
-    Py_ssize_t height, width, channels;
-    PyObject *result = NULL;
-    if (!PyArg_ParseTuple(arguments, "y*w*nnn", &filtered, &out, &height, &width, &channels))
-        return NULL;
-    if (sizes_are_sound(height, width, channels) && length_is(&filtered, height * (width * channels + 1), "the data")
-        && length_is(&out, height * width * channels, "the row")) {
-        byte *rows = PyMem_Calloc((size_t)(2 * (width * channels + 4)), 1);
-        if (rows == NULL) {
-            PyErr_NoMemory();
-        } else {
-            int known;
-            Py_BEGIN_ALLOW_THREADS
-            known = restore_all(filtered.buf, out.buf, rows, height, width, channels);
-            Py_END_ALLOW_THREADS
-            PyMem_Free(rows);
-            result = PyBool_FromLong(known);
-        }
-    }
-    PyBuffer_Release(&filtered);
-    PyBuffer_Release(&out);
-    return result;
-}
 
 static PyObject *planes(PyObject *module, PyObject *arguments)
 {
@@ -187,42 +58,6 @@ static PyObject *jpeg_markers(PyObject *module, PyObject *arguments)
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&data);
     return PyLong_FromSsize_t(found);
-}
-
-static unsigned long number(const byte *at, int bytes)
-{
-    unsigned long value = 0;
-    while (bytes-- > 0)
-        value = value << 8 | *at++;
-    return value;
-}
-
-static unsigned long crc32_of(const byte *at, int bytes)
-{
-    unsigned long value = 0xffffffff;
-    while (bytes-- > 0) {
-        value ^= *at++;
-        for (int bit = 0; bit < 8; bit++)
-            value = value >> 1 ^ (value & 1 ? 0xedb88320 : 0);
-    }
-    return value ^ 0xffffffff;
-}
-
-/* Where the data of a PNG lie that is one IHDR with a sound checksum, one IDAT and an IEND; 0 where it is another.
- * `headers.py` takes more kinds for plain; this is the one that nearly all programs write. */
-static Py_ssize_t png_data(const byte *png, Py_ssize_t size, Py_ssize_t height, Py_ssize_t width, Py_ssize_t channels, Py_ssize_t *length)
-{
-    const byte kind[5] = {8, channels == 3 ? 2 : 0, 0, 0, 0};
-    if (size < 33 + 12 + 12 || memcmp(png, "\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR", 16) != 0)
-        return 0;
-    if (number(png + 16, 4) != (unsigned long)width || number(png + 20, 4) != (unsigned long)height)
-        return 0;
-    if (memcmp(png + 24, kind, 5) != 0 || crc32_of(png + 12, 17) != number(png + 29, 4))
-        return 0;
-    if (number(png + 33, 4) > (unsigned long)(size - 33 - 12 - 12) || memcmp(png + 37, "IDAT", 4) != 0)
-        return 0;
-    *length = (Py_ssize_t)number(png + 33, 4);
-    return memcmp(png + 41 + *length + 4 + 4, "IEND", 4) == 0 ? 41 : 0;
 }
 
 /* Whether these are Huffman tables of which no code is all ones: over others libjpeg's versions differ. */
@@ -286,21 +121,6 @@ static int jpeg_is_plain(const byte *jpeg, Py_ssize_t size, Py_ssize_t height, P
     return 0;
 }
 
-static PyObject *png_plain(PyObject *module, PyObject *arguments)
-{
-    Py_buffer data;
-    Py_ssize_t height, width, channels, length = 0;
-    PyObject *result = NULL;
-    if (!PyArg_ParseTuple(arguments, "y*nnn", &data, &height, &width, &channels))
-        return NULL;
-    if (sizes_are_sound(height, width, channels)) {
-        Py_ssize_t start = png_data(data.buf, data.len, height, width, channels, &length);
-        result = start > 0 ? Py_BuildValue("nn", start, start + length) : Py_NewRef(Py_None);
-    }
-    PyBuffer_Release(&data);
-    return result;
-}
-
 static PyObject *jpeg_plain(PyObject *module, PyObject *arguments)
 {
     Py_buffer data;
@@ -360,9 +180,7 @@ static PyObject *norms(PyObject *module, PyObject *arguments)
 }
 
 static PyMethodDef functions[] = {
-    {"unfilter", unfilter, METH_VARARGS, "unfilter(filtered, out, height, width, channels) -> bool"},
     {"planes", planes, METH_VARARGS, "planes(pixels, out, count, channels)"},
-    {"png_plain", png_plain, METH_VARARGS, "png_plain(data, height, width, channels) -> (start, stop) or None"},
     {"jpeg_plain", jpeg_plain, METH_VARARGS, "jpeg_plain(data, height, width, channels) -> bool"},
     {"jpeg_markers", jpeg_markers, METH_VARARGS, "jpeg_markers(data, start) -> int"},
     {"norms", norms, METH_VARARGS, "norms(rows, squares, third)"},

@@ -161,13 +161,24 @@ class ThreadDecoders:
 
 def decode_batch(spec: RowSpec, pictures: PictureBudget, samples: list[Sample], rows: Block) -> Decoded:
     """Decode samples into their rows, (n, d)."""
-    failed, grouping = [], spec.grouping
-    labels = None if grouping is None else [""] * len(samples)
-    for index, (sample, row) in enumerate(zip(samples, rows, strict=True)):
+    failed, labels = _labels(spec, samples)
+    for index in spec.decode_usual(samples, rows, pictures.usual):
         try:
-            if labels is not None and grouping is not None:
-                labels[index] = grouping.label(sample)
-            pictures.decode(spec, sample, row)
+            pictures.decode(spec, samples[index], rows[index])
         except ValueError as error:
-            failed.append((index, sample.key, str(error)))
-    return Decoded(failed, labels)
+            failed.setdefault(index, str(error))
+    return Decoded([(index, samples[index].key, failed[index]) for index in sorted(failed)], labels)
+
+
+def _labels(spec: RowSpec, samples: list[Sample]) -> tuple[dict[int, str], list[str] | None]:
+    """Return which samples have no group, and why; and the groups of all, or None where there are no groups."""
+    failed: dict[int, str] = {}
+    if spec.grouping is None:
+        return failed, None
+    labels = [""] * len(samples)
+    for index, sample in enumerate(samples):
+        try:
+            labels[index] = spec.grouping.label(sample)
+        except ValueError as error:
+            failed[index] = str(error)
+    return failed, labels

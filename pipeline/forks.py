@@ -100,15 +100,16 @@ class ForkedDecoders:
     def start(self, batch: Batch) -> None:
         """Hand over a batch, decoders in turn."""
         decoder = sum(self._sent) % len(self._pids)
-        memory, at, told = self._slots[decoder][self._sent[decoder] % _IN_HAND], 0, []
+        memory = self._slots[decoder][self._sent[decoder] % _IN_HAND]
         self._waiting.append((decoder, batch))
         self._sent[decoder] += 1
-        if batch.bytes <= len(memory):
-            for sample in batch.samples:
-                size, beside = len(sample.data), sample.companion
-                memory[at : at + size] = sample.data
-                told.append((sample.key, sample.extension, size, None if beside is None else bytes(beside)))
-                at += size
+        told, size = [], batch.bytes
+        if size <= len(memory):
+            memory[:size] = b"".join([sample.data for sample in batch.samples])
+            told = [
+                (key, extension, len(data), None if beside is None else bytes(beside))
+                for key, extension, data, beside in batch.samples
+            ]
         with suppress(OSError):  # it died: said when its answer is taken
             self._pipes[decoder].send((*self._place_of(batch.rows), told))
 

@@ -24,7 +24,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from .headers import SAME_LIBJPEG, Header, picture_format, png_image_data, read_header
 from .jpeg import jpeg_row
-from .pixels import jpeg_plain, planes, png_plain, png_row
+from .pixels import jpeg_plain, planes
+from .png import png_row, png_rows
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 
@@ -136,10 +137,9 @@ def _usual_to_row(data: bytes | memoryview, row: _Pixels) -> bool:
 
     This is `_plain_to_row` for what nearly all datasets hold: a single look at the header, in C.
     """
-    compressed = png_plain(data, row)
-    if compressed is not None:
-        return png_row(compressed, row)
-    return SAME_LIBJPEG and (jpeg_row(data, row) or (jpeg_plain(data, row) and _jpeg_to_row(data, row)))
+    if SAME_LIBJPEG and (jpeg_row(data, row) or (jpeg_plain(data, row) and _jpeg_to_row(data, row))):
+        return True
+    return not png_rows([data], row[np.newaxis])
 
 
 def _plain_to_row(data: bytes, row: _Pixels, max_pixels: int) -> bool:

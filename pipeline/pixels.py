@@ -2,7 +2,7 @@
 
 What is done here for every picture is a few microseconds in C (`_pixels.c`) and, in Python or in the codecs' own way,
 as long as the decoding itself. It holds no interpreter lock there. Where no compiler was at hand when tilecov was
-installed, all results are the same, and PNG are decoded by imagecodecs.
+installed, all results are the same.
 """
 
 from importlib import import_module
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from imagecodecs import DeflateError, deflate_decode  # loaded here: loaded at its first call, each fork would do so
 
 try:
     _pixels: ModuleType | None = import_module("._pixels", __package__)
@@ -26,43 +25,10 @@ def is_compiled() -> bool:
     return _pixels is not None
 
 
-def png_plain(data: bytes | memoryview, row: Pixels) -> memoryview | None:
-    """Return the image data of a PNG where it is of the usual kind, and of the size and channels of a row, (C, H, W).
-
-    None says that it is another picture or needs a closer look (`headers`), as do all where nothing was compiled.
-    """
-    if _pixels is None:
-        return None
-    channels, height, width = row.shape
-    span = _pixels.png_plain(data, height, width, channels)
-    return span and memoryview(data)[span[0] : span[1]]
-
-
 def jpeg_plain(data: bytes | memoryview, row: Pixels) -> bool:
     """Return whether a JPEG is surely plain (`headers`), and of the size and channels of a row, (C, H, W)."""
     channels, height, width = row.shape
     return _pixels is not None and bool(_pixels.jpeg_plain(data, height, width, channels))
-
-
-def png_row(compressed: Any, row: Pixels) -> bool:
-    """Write the pixels of a PNG's image data to a row, in CHW order; return whether that could be done.
-
-    Parameters
-    ----------
-    compressed : bytes-like
-        What the IDAT chunks hold, one after another: 8 bits a value, not interlaced.
-    row
-        uint8 of shape (C, H, W), overwritten; untouched where False is returned.
-    """
-    channels, height, width = row.shape
-    if _pixels is None or not row.flags.c_contiguous:
-        return False
-    wanted = height * (width * channels + 1)
-    try:
-        filtered = deflate_decode(compressed, out=wanted, raw=False)
-    except DeflateError:  # damaged, or more than a picture: somebody else's to judge
-        return False
-    return len(filtered) == wanted and bool(_pixels.unfilter(filtered, row, height, width, channels))
 
 
 def planes(picture: npt.NDArray[Any], row: Pixels) -> None:

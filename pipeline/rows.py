@@ -1,5 +1,6 @@
 """Samples to rows: what a row is, and how one sample becomes one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from .arrays import npy_row
 from .grouping import Grouping
 from .images import MAX_PIXELS, image_row
 from .job import Job
+from .png import png_rows
 from .shards import Sample
 
 Kind = Literal["uint8", "float32", "float64"]
@@ -55,6 +57,20 @@ class RowSpec:
     def itemsize(self) -> int:
         """Bytes of a value."""
         return np.dtype(self.kind).itemsize
+
+    def decode_usual(self, samples: Sequence[Sample], out: npt.NDArray[Any], max_pixels: int) -> Sequence[int]:
+        """Write the rows of samples of the most usual kind into ``out``, (n, d); return the indices of those left.
+
+        Those are `decode`'s, and whatever is to be said of them.
+        """
+        if (
+            self.kind != "uint8"
+            or self.resolution**2 > max_pixels
+            or any(sample.extension == "npy" for sample in samples)
+        ):
+            return range(len(samples))
+        rows = out.reshape(len(samples), self.channels, self.resolution, self.resolution)
+        return png_rows([sample.data for sample in samples], rows)
 
     def decode(self, sample: Sample, out: npt.NDArray[Any], max_pixels: int = MAX_PIXELS) -> None:
         """Write the row of ``sample`` into ``out``, (d,).

@@ -16,7 +16,25 @@ import fsspec
 from webdataset.handlers import reraise_exception
 from webdataset.tariterators import base_plus_ext, meta_prefix, meta_suffix
 
-from tilecov.storage.tar import CHUNK_BYTES, Member, TarError, members
+from tilecov.storage.tar import CHUNK_BYTES, Member, Run, TarError, walk
+
+try:
+    from ._samples import usual as usual_samples
+except ImportError:  # pragma: no cover - no compiler was there when tilecov was installed
+
+    def usual_samples(
+        entries: list[tuple[str, int, int]],  # noqa: ARG001
+        at: int,
+        extensions: tuple[str, ...],  # noqa: ARG001
+        companion: str,  # noqa: ARG001
+        open_key: str,  # noqa: ARG001
+        seen: set[str],  # noqa: ARG001
+        max_bytes: int,  # noqa: ARG001
+        /,
+    ) -> tuple[list[tuple[str, int, int, int, int, int]], int]:
+        """Find none: all samples are read by Python."""
+        return [], at
+
 
 # The files that webdataset's tar_file_iterator leaves out before it groups: "__NAME__", and all below such a folder.
 _META = re.compile(rf"{meta_prefix}[^/]*{meta_suffix}($|/)")
@@ -93,30 +111,70 @@ def samples(
     TarError
         For a damaged archive, after the samples before the damage.
     """
-    extensions = list(dict.fromkeys(key.lower() for key in image_keys))
-    ranks = {extension: rank for rank, extension in enumerate(extensions)}
+    grouping = _Samples(image_keys, companion, max_bytes)
+    for found in walk(stream, max_bytes=max_bytes, wanted=grouping.wants, chunk_bytes=chunk_bytes):
+        if isinstance(found, Run):
+            yield from grouping.run(found)
+        else:
+            yield from grouping.add(found)
+        del found  # lets go of its memory before more is read
+    yield from grouping.close()
 
-    parts: tuple[str, str] | None = None
 
-    def wanted(name: str) -> bool:  # asked just before its member is yielded
-        nonlocal parts
-        parts = _split(name)
-        return parts is not None and (parts[1] in ranks or parts[1] == companion != "")
+class _Samples:
+    """Members to samples, as they come."""
 
-    seen: set[str] = set()
-    group: _Group | None = None
-    for member in members(stream, max_bytes=max_bytes, wanted=wanted, chunk_bytes=chunk_bytes):
-        if parts is None:
-            continue
-        key, extension = parts
-        if group is None or key != group.key:
-            if group is not None:
-                yield group.close(extensions)
-            group = _Group(key, _returned(member) if key in seen else None, companion)
-            seen.add(key)
-        group.add(member, extension, ranks.get(extension, math.inf))
-    if group is not None:
-        yield group.close(extensions)
+    def __init__(self, image_keys: Sequence[str], companion: str, max_bytes: int) -> None:
+        self._extensions = tuple(dict.fromkeys(key.lower() for key in image_keys))
+        self._ranks = {extension: rank for rank, extension in enumerate(self._extensions)}
+        self._companion, self._max_bytes = companion, max_bytes
+        self._seen: set[str] = set()
+        self._group: _Group | None = None
+        self._parts: tuple[str, str] | None = None
+
+    def wants(self, name: str) -> bool:
+        """Return whether a file is read; asked just before its member is added."""
+        self._parts = _split(name)
+        return self._parts is not None and (self._parts[1] in self._ranks or self._parts[1] == self._companion != "")
+
+    def add(self, member: Member) -> Iterator[Sample | Unwanted | Refused]:
+        """Take a member; yield the sample before it, if that ends here."""
+        if self._parts is None:
+            return
+        key, extension = self._parts
+        if self._group is None or key != self._group.key:
+            yield from self.close()
+            self._group = _Group(key, _returned(member) if key in self._seen else None, self._companion)
+            self._seen.add(key)
+        self._group.add(member, extension, self._ranks.get(extension, math.inf))
+
+    def run(self, run: Run) -> Iterator[Sample | Unwanted | Refused]:
+        """Take a run of members, those of usual samples all at once."""
+        chunk, entries, at = run.chunk, run.entries, 0
+        while at < len(entries):
+            usual, after = usual_samples(
+                entries,
+                at,
+                self._extensions,
+                self._companion,
+                "" if self._group is None else self._group.key,
+                self._seen,
+                self._max_bytes,
+            )
+            if usual:
+                yield from self.close()
+            for key, rank, start, stop, beside, end in usual:
+                companion = None if beside < 0 else chunk[beside:end]
+                yield Sample(key, self._extensions[rank], chunk[start:stop], companion)
+            if after < len(entries):
+                yield from self.add(run.member(after, max_bytes=self._max_bytes, wanted=self.wants))
+            at = after + 1
+
+    def close(self) -> Iterator[Sample | Unwanted | Refused]:
+        """Yield the sample that is being read."""
+        if self._group is not None:
+            yield self._group.close(self._extensions)
+            self._group = None
 
 
 def _split(name: str) -> tuple[str, str] | None:

@@ -21,7 +21,7 @@ except ImportError:  # pragma: no cover - no compiler was there when tilecov was
         return []
 
 
-__all__ = ["CHUNK_BYTES", "Member", "TarError", "members"]
+__all__ = ["BLOCK", "CHUNK_BYTES", "Member", "Run", "TarError", "members", "walk"]
 
 CHUNK_BYTES = 1 << 20  # one read of the stream: large enough for object stores, small beside a block of rows
 
@@ -79,6 +79,47 @@ def members(
     TarError
         For a compressed, empty, cut or damaged archive, and for sparse and multi-volume members.
     """
+    for found in walk(stream, max_bytes=max_bytes, wanted=wanted, chunk_bytes=chunk_bytes):
+        if isinstance(found, Member):
+            yield found
+        else:
+            for index in range(len(found.entries)):
+                yield found.member(index, max_bytes=max_bytes, wanted=wanted)
+        del found  # lets go of its memory before more is read
+
+
+class Run(NamedTuple):
+    """Plain members that lie one after another in a chunk, whole.
+
+    Attributes
+    ----------
+    chunk : memoryview
+        Read-only.
+    base : int
+        Where the chunk lies in the stream.
+    entries : list of (name, size, at)
+        ``at`` is where the member's header begins in the chunk; its payload follows `BLOCK` bytes later.
+    """
+
+    chunk: memoryview
+    base: int
+    entries: list[tuple[str, int, int]]
+
+    def member(self, index: int, *, max_bytes: int, wanted: Callable[[str], bool] | None) -> Member:
+        """Return a member, as `members` yields it."""
+        name, size, at = self.entries[index]
+        if wanted is not None and not wanted(name):
+            return Member(name, size, self.base + at, None)
+        if size > max_bytes:
+            return _too_large(name, size, self.base + at, max_bytes)
+        start = at + BLOCK
+        return Member(name, size, self.base + at, self.chunk[start : start + size])
+
+
+def walk(
+    stream: BinaryIO, *, max_bytes: int, wanted: Callable[[str], bool] | None, chunk_bytes: int
+) -> Iterator[Member | Run]:
+    """Walk as `members` does, and yield the plain ones run by run: a run may be read faster than its members."""
     reader, extensions = _Reader(stream, chunk_bytes), headers.Extensions()
     for kind, name, size, offset in _entries(reader, extensions):
         blocks = 0 if kind in headers.BARE else -(-size // BLOCK) * BLOCK
@@ -93,21 +134,11 @@ def members(
         else:
             yield Member(name, size, offset, reader.payload(blocks, name)[:size])
         if not extensions.always:  # which would have a say in plain members too
-            yield from _plain(reader, max_bytes, wanted)
-
-
-def _plain(reader: "_Reader", max_bytes: int, wanted: Callable[[str], bool] | None) -> Iterator[Member]:
-    """Yield the plain members that lie one after another in the chunk at hand, whole."""
-    chunk, base = reader.chunk, reader.base
-    for name, size, at in plain_members(chunk, reader.at):
-        start = at + BLOCK
-        reader.at = start - (-size // BLOCK) * BLOCK
-        if wanted is not None and not wanted(name):
-            yield Member(name, size, base + at, None)
-        elif size > max_bytes:
-            yield _too_large(name, size, base + at, max_bytes)
-        else:
-            yield Member(name, size, base + at, chunk[start : start + size])
+            entries = plain_members(reader.chunk, reader.at)
+            if entries:
+                _, length, at = entries[-1]
+                reader.at = at + BLOCK - (-length // BLOCK) * BLOCK
+                yield Run(reader.chunk, reader.base, entries)
 
 
 def _too_large(name: str, size: int, offset: int, max_bytes: int) -> Member:

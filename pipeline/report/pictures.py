@@ -88,5 +88,5 @@ def _encode(planes: Array) -> str:
     if max(image.size) > LARGEST:
         image.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
     sink = io.BytesIO()
-    image.save(sink, "PNG", optimize=True)
+    image.save(sink, "PNG")
     return "data:image/png;base64," + base64.b64encode(sink.getvalue()).decode()

@@ -172,6 +172,7 @@ def test_threads_and_processes_find_the_same(tmp_path: Path) -> None:
     samples = [Sample(f"{i}", "png", png(image), str(i % 3).encode()) for i, image in enumerate(images)]
     samples[7] = Sample("7", "png", b"damaged", b"1")
     samples[9] = Sample("9", "png", png(images[9]), None)
+    samples[11] = Sample("11", "png", memoryview(png(images[11])), memoryview(b""))
     found = []
     for kind in (ThreadDecoders, ForkedDecoders):
         blocks = shared_blocks(1, (40, spec.size), "uint8")
@@ -188,7 +189,7 @@ def test_threads_and_processes_find_the_same(tmp_path: Path) -> None:
             decoders.close()
         found.append((answers, blocks[0].copy()))
     assert found[0][0] == found[1][0]
-    assert [len(answer.failed) for answer in found[0][0]] == [2, 0, 0, 0]
+    assert [len(answer.failed) for answer in found[0][0]] == [2, 1, 0, 0]
     assert np.array_equal(found[0][1], found[1][1])
 
 

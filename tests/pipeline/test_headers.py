@@ -1,6 +1,7 @@
 """What a picture declares, read from a few bytes."""
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from compiled import NO_COMPILER
 from hypothesis import event, given, settings
@@ -21,11 +22,13 @@ from pictures import (
     with_sound_frames,
 )
 
-from tilecov.pipeline import pixels
-from tilecov.pipeline.headers import Header, picture_format, png_image_data, read_header
-from tilecov.pipeline.pixels import is_compiled, jpeg_plain, png_plain
+from tilecov.pipeline import pixels, png
+from tilecov.pipeline.headers import Header, picture_format, read_header
+from tilecov.pipeline.images import decode
+from tilecov.pipeline.pixels import is_compiled, jpeg_plain
+from tilecov.pipeline.png import decodes_batches, png_rows
 
-needs_c = pytest.mark.skipif(not is_compiled(), reason=NO_COMPILER)
+needs_c = pytest.mark.skipif(not (is_compiled() and decodes_batches()), reason=NO_COMPILER)
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -82,20 +85,25 @@ def test_random_bytes_are_no_plain_picture(image_format: str, tail: bytes) -> No
     assert not (header and header.plain)
 
 
+def takes_png(data: bytes | memoryview, row: npt.NDArray[np.uint8]) -> bool:
+    """Return whether C decodes a PNG into a row, (C, H, W)."""
+    return not png_rows([data], row[np.newaxis])
+
+
 def is_usual(data: bytes, header: Header) -> bool:
-    """Return whether C takes a picture for plain, and hold that it then is, and that its data are where C says."""
+    """Return whether C takes a picture for plain, and hold that it then is, and that a PNG's pixels are Pillow's."""
     row = np.empty((1 if header.channels == 1 else 3, header.height, header.width), np.uint8)
-    compressed, coded = png_plain(data, row), jpeg_plain(data, row)
-    if compressed is None and not coded:
+    decoded, coded = takes_png(data, row), jpeg_plain(data, row)
+    if not decoded and not coded:
         return False
     assert header.plain
     assert header.channels == len(row)
-    assert (picture_format(data) == "PNG") == (compressed is not None) != coded
-    assert not compressed or compressed == png_image_data(data)
+    assert (picture_format(data) == "PNG") == decoded != coded
+    assert not decoded or np.array_equal(row, decode(data, len(row)).transpose(2, 0, 1))
     other = np.empty((4 - len(row), *row.shape[1:]), np.uint8)
     for wrong in (other, row[:, 1:], row[:, :, 1:]):
         if wrong.size:
-            assert png_plain(data, wrong) is None
+            assert not takes_png(data, wrong)
             assert not jpeg_plain(data, wrong)
     return True
 
@@ -126,7 +134,7 @@ def test_c_takes_nothing_for_plain_that_is_not(name: str, edits: list[tuple[str,
         event("usual" if is_usual(data, header) else "not usual")
     else:
         row = np.empty((3, HEIGHT, WIDTH), np.uint8)
-        assert png_plain(data, row) is None
+        assert not takes_png(data, row)
         assert not jpeg_plain(data, row)
 
 
@@ -134,23 +142,24 @@ def test_c_takes_nothing_for_plain_that_is_not(name: str, edits: list[tuple[str,
 def test_c_leaves_a_wrong_checksum_of_the_header_to_others() -> None:
     data = bytearray(png_file(GRAY_HEADER, GRAY_LINES))
     row = np.empty((1, HEIGHT, WIDTH), np.uint8)
-    assert png_plain(bytes(data), row) is not None
+    assert takes_png(bytes(data), row)
     data[30] ^= 1
-    assert png_plain(bytes(data), row) is None
+    assert not takes_png(bytes(data), row)
 
 
 @needs_c
 @pytest.mark.parametrize("name", ["PNG RGB", "PNG gray", "JPEG gray", "JPEG RGB 75 4:2:0"])
 def test_c_takes_no_cut_picture_for_plain(name: str) -> None:
     row = np.empty((1 if "gray" in name else 3, HEIGHT, WIDTH), np.uint8)
-    assert png_plain(PLAIN[name], row) is not None or jpeg_plain(PLAIN[name], row)
+    assert takes_png(PLAIN[name], row) or jpeg_plain(PLAIN[name], row)
     for size in range(len(PLAIN[name])):
-        assert png_plain(memoryview(PLAIN[name])[:size], row) is None
+        assert not takes_png(memoryview(PLAIN[name])[:size], row)
         assert not jpeg_plain(memoryview(PLAIN[name])[:size], row)
 
 
 def test_without_c_nothing_is_surely_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pixels, "_pixels", None)
+    monkeypatch.setattr(png, "compiled", None)
     row = np.empty((3, HEIGHT, WIDTH), np.uint8)
-    assert png_plain(PLAIN["PNG RGB"], row) is None
+    assert not takes_png(PLAIN["PNG RGB"], row)
     assert not jpeg_plain(PLAIN["JPEG RGB 75 4:2:0"], row)
