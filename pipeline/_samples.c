@@ -1,6 +1,6 @@
 /* Samples of the usual kind among the plain members of a tar, found without Python's help; `shards.py` reads all others.
  *
- * What is taken for usual: files whose names are a key, a dot and an extension in lower case ASCII, with nothing that
+ * What is taken for usual: files whose names are a key, a dot and an extension in ASCII, with nothing that
  * webdataset might pass over; a key that was not there before; no extension twice; a wanted image that is not too large;
  * and a file of another key behind the last one. Whatever else comes, this function stops in front of that sample.
  */
@@ -36,6 +36,32 @@ static int same(part a, part b)
     return a.length == b.length && memcmp(a.text, b.text, (size_t)a.length) == 0;
 }
 
+static inline char lower(char letter)
+{
+    return letter >= 'A' && letter <= 'Z' ? (char)(letter + 'a' - 'A') : letter;
+}
+
+/* Whether an extension, put in lower case, is another one, which is so already. */
+static int is_extension(part extension, part other)
+{
+    if (extension.length != other.length)
+        return 0;
+    for (Py_ssize_t i = 0; i < other.length; i++)
+        if (lower(extension.text[i]) != other.text[i])
+            return 0;
+    return 1;
+}
+
+static int is_same_extension(part a, part b)
+{
+    if (a.length != b.length)
+        return 0;
+    for (Py_ssize_t i = 0; i < a.length; i++)
+        if (lower(a.text[i]) != lower(b.text[i]))
+            return 0;
+    return 1;
+}
+
 /* Take a name apart; 0 where webdataset's own rules are to be asked. */
 static int split(part name, file *the)
 {
@@ -52,7 +78,7 @@ static int split(part name, file *the)
     if (dot == NULL || dot == base)
         return 0;
     for (const char *at = dot + 1; at < end; at++)
-        if ((unsigned char)*at >= 0x80 || (*at >= 'A' && *at <= 'Z'))
+        if ((unsigned char)*at >= 0x80)
             return 0;
     the->key = (part){name.text, dot - name.text};
     the->extension = (part){dot + 1, end - dot - 1};
@@ -92,7 +118,7 @@ static int read_file(const search *the, Py_ssize_t index, file *found)
 static int rank_of(const search *the, part extension)
 {
     for (int rank = 0; rank < the->extensions; rank++)
-        if (same(the->wanted[rank], extension))
+        if (is_extension(extension, the->wanted[rank]))
             return rank;
     return the->extensions;
 }
@@ -117,14 +143,14 @@ static Py_ssize_t read_sample(const search *the, Py_ssize_t first, PyObject *sam
         if (!same(this->key, files[0].key))
             break;
         for (int i = 0; i < number; i++)
-            if (same(files[i].extension, this->extension))
+            if (is_same_extension(files[i].extension, this->extension))
                 return first;
         const int rank = rank_of(the, this->extension);
         if (rank < best) {
             best = rank;
             image = number;
         }
-        if (the->companion.length > 0 && same(this->extension, the->companion)) {
+        if (the->companion.length > 0 && is_extension(this->extension, the->companion)) {
             if (this->size > the->max_bytes)
                 return first;
             companion = this;

@@ -21,7 +21,7 @@ from .decoders import ANY_PICTURE, BATCH_BYTES, BATCH_SAMPLES, Batch, Decoders, 
 from .errors import SampleError, ShardError
 from .forks import ForkedDecoders, can_fork, shared_blocks
 from .rows import RowSpec
-from .shards import Refused, Sample, Unwanted, samples
+from .shards import Item, Refused, Sample, Unwanted, sample_lists
 
 Block = npt.NDArray[Any]
 Labels = list[str]
@@ -211,33 +211,28 @@ class BlockReader:
         for tally in self.tallies:
             batch: list[Sample] = []
             weight = 0
-            for sample in self._samples(tally):
-                batch.append(sample)
-                weight += len(sample.data)
-                if len(batch) >= BATCH_SAMPLES or weight >= BATCH_BYTES:
-                    yield tally, batch
-                    batch, weight = [], 0
+            for found in self._samples(tally):
+                for sample in found:
+                    batch.append(sample)
+                    weight += len(sample.data)
+                    if len(batch) >= BATCH_SAMPLES or weight >= BATCH_BYTES:
+                        yield tally, batch
+                        batch, weight = [], 0
             yield tally, batch
             if self._progress is not None:
                 self._progress(1)
 
-    def _samples(self, tally: ShardTally) -> Iterator[Sample]:
+    def _samples(self, tally: ShardTally) -> Iterator[list[Sample]]:
         """Yield the wanted samples of a shard and count the others."""
         spec, url = self._reading.spec, tally.shard.url
         try:
             with open_shard(tally.shard, self._reading.options) as opened:
                 stream = Checksummed(opened)
                 beside = spec.grouping.companion if spec.grouping else ""
-                for item in samples(
+                for items in sample_lists(
                     cast("BinaryIO", stream), spec.image_keys, max_bytes=spec.max_sample, companion=beside
                 ):
-                    tally.samples += 1
-                    if isinstance(item, Sample):
-                        yield item
-                    elif isinstance(item, Unwanted):
-                        tally.passed_over += 1
-                    else:
-                        self._refuse(tally, item)
+                    yield self._wanted(tally, items)
                 tally.crc32 = stream.crc32()
         except TarError as error:
             if not self._reading.skip:
@@ -246,6 +241,16 @@ class BlockReader:
         else:
             if tally.samples == tally.passed_over:
                 self._without_images(tally)
+
+    def _wanted(self, tally: ShardTally, items: list[Item]) -> list[Sample]:
+        wanted = [item for item in items if isinstance(item, Sample)]
+        tally.samples += len(items)
+        if len(wanted) < len(items):
+            tally.passed_over += sum(isinstance(item, Unwanted) for item in items)
+            for item in items:
+                if isinstance(item, Refused):
+                    self._refuse(tally, item)
+        return wanted
 
     def _refuse(self, tally: ShardTally, item: Refused) -> None:
         if not self._reading.skip:

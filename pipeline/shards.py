@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import fsspec
 from webdataset.handlers import reraise_exception
@@ -76,6 +76,9 @@ class Refused:
     reason: str
 
 
+Item: TypeAlias = Sample | Unwanted | Refused
+
+
 def samples(
     stream: BinaryIO,
     image_keys: Sequence[str],
@@ -83,7 +86,7 @@ def samples(
     max_bytes: int,
     companion: str = "",
     chunk_bytes: int = CHUNK_BYTES,
-) -> Iterator[Sample | Unwanted | Refused]:
+) -> Iterator[Item]:
     """Read the samples of one shard, in stored order.
 
     Consecutive files of one key are a sample; files without an extension and metadata files do not count. Its image is
@@ -111,14 +114,19 @@ def samples(
     TarError
         For a damaged archive, after the samples before the damage.
     """
+    for items in sample_lists(stream, image_keys, max_bytes=max_bytes, companion=companion, chunk_bytes=chunk_bytes):
+        yield from items
+
+
+def sample_lists(
+    stream: BinaryIO, image_keys: Sequence[str], *, max_bytes: int, companion: str, chunk_bytes: int = CHUNK_BYTES
+) -> Iterator[list[Item]]:
+    """Read as `samples` does; yield what was found from time to time, in lists of any length."""
     grouping = _Samples(image_keys, companion, max_bytes)
     for found in walk(stream, max_bytes=max_bytes, wanted=grouping.wants, chunk_bytes=chunk_bytes):
-        if isinstance(found, Run):
-            yield from grouping.run(found)
-        else:
-            yield from grouping.add(found)
+        yield grouping.take_run(found) if isinstance(found, Run) else grouping.take(found)
         del found  # lets go of its memory before more is read
-    yield from grouping.close()
+    yield grouping.close()
 
 
 class _Samples:
@@ -133,48 +141,47 @@ class _Samples:
         self._parts: tuple[str, str] | None = None
 
     def wants(self, name: str) -> bool:
-        """Return whether a file is read; asked just before its member is added."""
+        """Return whether a file is read; asked just before its member is taken."""
         self._parts = _split(name)
         return self._parts is not None and (self._parts[1] in self._ranks or self._parts[1] == self._companion != "")
 
-    def add(self, member: Member) -> Iterator[Sample | Unwanted | Refused]:
-        """Take a member; yield the sample before it, if that ends here."""
+    def take(self, member: Member) -> list[Item]:
+        """Take a member; return the sample before it, if that ends here."""
         if self._parts is None:
-            return
-        key, extension = self._parts
+            return []
+        (key, extension), ended = self._parts, []
         if self._group is None or key != self._group.key:
-            yield from self.close()
+            ended = self.close()
             self._group = _Group(key, _returned(member) if key in self._seen else None, self._companion)
             self._seen.add(key)
         self._group.add(member, extension, self._ranks.get(extension, math.inf))
+        return ended
 
-    def run(self, run: Run) -> Iterator[Sample | Unwanted | Refused]:
-        """Take a run of members, those of usual samples all at once."""
-        chunk, entries, at = run.chunk, run.entries, 0
+    def take_run(self, run: Run) -> list[Item]:
+        """Take a run of members, those of usual samples many at once; return the samples that end in it."""
+        (chunk, _, entries), found, at = run, [], 0
         while at < len(entries):
-            usual, after = usual_samples(
-                entries,
-                at,
-                self._extensions,
-                self._companion,
-                "" if self._group is None else self._group.key,
-                self._seen,
-                self._max_bytes,
+            open_key = "" if self._group is None else self._group.key
+            usual, at = usual_samples(
+                entries, at, self._extensions, self._companion, open_key, self._seen, self._max_bytes
             )
             if usual:
-                yield from self.close()
-            for key, rank, start, stop, beside, end in usual:
-                companion = None if beside < 0 else chunk[beside:end]
-                yield Sample(key, self._extensions[rank], chunk[start:stop], companion)
-            if after < len(entries):
-                yield from self.add(run.member(after, max_bytes=self._max_bytes, wanted=self.wants))
-            at = after + 1
+                found += self.close()
+                found += [
+                    Sample(key, self._extensions[rank], chunk[start:stop], None if beside < 0 else chunk[beside:end])
+                    for key, rank, start, stop, beside, end in usual
+                ]
+            if at < len(entries):
+                found += self.take(run.member(at, max_bytes=self._max_bytes, wanted=self.wants))
+                at += 1
+        return found
 
-    def close(self) -> Iterator[Sample | Unwanted | Refused]:
-        """Yield the sample that is being read."""
-        if self._group is not None:
-            yield self._group.close(self._extensions)
-            self._group = None
+    def close(self) -> list[Item]:
+        """Return the sample that is being read, if there is one."""
+        if self._group is None:
+            return []
+        ended, self._group = self._group.close(self._extensions), None
+        return [ended]
 
 
 def _split(name: str) -> tuple[str, str] | None:
@@ -214,7 +221,7 @@ class _Group:
         if rank < self.rank:
             self.image, self.rank = member, rank
 
-    def close(self, image_keys: Sequence[str]) -> Sample | Unwanted | Refused:
+    def close(self, image_keys: Sequence[str]) -> Item:
         """Return what the sample has come to."""
         if self.trouble is not None:
             return Refused(self.key, self.trouble)
