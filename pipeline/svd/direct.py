@@ -11,6 +11,8 @@ import torch
 
 from tilecov.storage.tiling import Tiling
 
+from .lapack import eigh_in_place
+
 _COLUMNS = 256  # worked on at a time, so that no second matrix is made
 
 
@@ -54,8 +56,8 @@ def decompose(matrix: SymmetricTiles, dtype: torch.dtype, device: torch.device) 
     # Column after column, as LAPACK has it, so that it need not be turned and its eigenvectors can take its place; and
     # by its upper triangle, which is quicker.
     whole = assemble(matrix, dtype).to(device).mT
-    values, vectors = torch.linalg.eigh(whole, UPLO="U", out=(whole.new_empty(len(whole)), whole))
-    vectors = vectors.cpu()
+    values = eigh_in_place(whole)
+    vectors = whole.cpu()
     _reverse(vectors.mT)
     return values.cpu().flip(0), vectors
 
