@@ -13,6 +13,7 @@
 #include <string.h>
 
 #if defined(__x86_64__) && defined(__GNUC__)
+#include "_batch.h"
 #include "_jpeg.h"
 
 #define MOST_PIXELS (1 << 18) /* coefficients of larger pictures fill the caches */
@@ -321,39 +322,49 @@ static int decode_all(picture *the, uint8_t *row, uint8_t *memory, Py_ssize_t ac
     return 1;
 }
 
-static PyObject *decode(PyObject *module, PyObject *arguments)
+/* Decode a picture of the sizes of `the` into a row; returns whether it is one of the kind that is known here. */
+static int decode_one(picture the, const Py_buffer *data, uint8_t *row, room *kept)
 {
-    Py_buffer data, row, kept;
+    if (!read_header(data->buf, data->len, &the, kept))
+        return 0;
+    const Py_ssize_t across = (the.width + 7) / 8, down = (the.height + 7) / 8;
+    const Py_ssize_t bytes = (across * down + 1) / 2 * 128 * 3 * the.channels + 32 + (the.end - the.scan) + 2 * BLOCK_BYTES;
+    uint8_t *memory = malloc((size_t)bytes);
+    const int done = memory != NULL && decode_all(&the, row, memory, across, down);
+    free(memory);
+    return done;
+}
+
+static PyObject *rows(PyObject *module, PyObject *arguments)
+{
+    PyObject *pictures, *result = NULL;
+    Py_buffer kept;
+    batch all = {0};
     picture the = {0};
-    PyObject *result = NULL;
-    if (!PyArg_ParseTuple(arguments, "y*w*nnnw*", &data, &row, &the.height, &the.width, &the.channels, &kept))
+    if (!PyArg_ParseTuple(arguments, "Ow*nnnw*", &pictures, &all.out, &the.height, &the.width, &the.channels, &kept))
         return NULL;
     if (the.height < 1 || the.width < 1 || the.height > MOST_PIXELS || the.width > MOST_PIXELS
         || (the.channels != 1 && the.channels != 3)) {
         PyErr_Format(PyExc_ValueError, "%zd x %zd pixels of %zd channels are no picture", the.height, the.width, the.channels);
-    } else if (row.len != the.height * the.width * the.channels || kept.len != sizeof(room)) {
-        PyErr_Format(PyExc_ValueError, "the row has %zd bytes, and the room %zd of %zu", row.len, kept.len, sizeof(room));
-    } else {
-        int done = 0;
+    } else if (kept.len != sizeof(room)) {
+        PyErr_Format(PyExc_ValueError, "the room has %zd bytes of %zu", kept.len, sizeof(room));
+    } else if (begin_batch(&all, pictures, the.height * the.width * the.channels)) {
+        uint8_t *row = all.out.buf;
         Py_BEGIN_ALLOW_THREADS
-        if (the.height * the.width <= MOST_PIXELS && read_header(data.buf, data.len, &the, kept.buf)) {
-            const Py_ssize_t across = (the.width + 7) / 8, down = (the.height + 7) / 8;
-            const Py_ssize_t bytes = (across * down + 1) / 2 * 128 * 3 * the.channels + 32 + (the.end - the.scan) + 2 * BLOCK_BYTES;
-            uint8_t *memory = malloc((size_t)bytes);
-            done = memory != NULL && decode_all(&the, row.buf, memory, across, down);
-            free(memory);
+        for (Py_ssize_t i = 0; i < all.count && the.height * the.width <= MOST_PIXELS; i++) {
+            all.left[i] = !decode_one(the, &all.views[i], row, kept.buf);
+            row += the.height * the.width * the.channels;
         }
         Py_END_ALLOW_THREADS
-        result = PyBool_FromLong(done);
+        result = indices_left(&all);
     }
-    PyBuffer_Release(&data);
-    PyBuffer_Release(&row);
+    end_batch(&all);
     PyBuffer_Release(&kept);
     return result;
 }
 
 static PyMethodDef functions[] = {
-    {"decode", decode, METH_VARARGS, "decode(data, row, height, width, channels, room) -> bool"},
+    {"rows", rows, METH_VARARGS, "rows(pictures, out, height, width, channels, room) -> indices of those left"},
     {NULL, NULL, 0, NULL},
 };
 

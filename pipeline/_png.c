@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "_batch.h"
 #include "_pixels.h"
 #include "_scanlines.h"
 
@@ -113,16 +114,17 @@ static Py_ssize_t png_data(const byte *png, Py_ssize_t size, const shape *the, P
     return memcmp(png + 41 + *length + 4 + 4, "IEND", 4) == 0 ? 41 : 0;
 }
 
-/* Decode what can be decoded here, and say what is left; 0 where there is no memory. */
-static int decode_all(const Py_buffer *pictures, Py_ssize_t count, byte *rows, byte *left, shape *the, const library *deflate)
+/* Decode what can be decoded here; 0 where there is no memory. */
+static int decode_all(batch *all, shape *the, const library *deflate)
 {
     const size_t wanted = (size_t)filtered_bytes(the);
-    byte *filtered = NULL;
+    byte *filtered = NULL, *row = all->out.buf;
     void *own = NULL;
     int enough = 1;
     the->lines = NULL;
-    for (Py_ssize_t i = 0; i < count && enough; i++) {
-        Py_ssize_t length = 0, start = png_data(pictures[i].buf, pictures[i].len, the, &length);
+    for (Py_ssize_t i = 0; i < all->count && enough; i++, row += the->height * length_of(the)) {
+        const byte *png = all->views[i].buf;
+        Py_ssize_t length = 0, start = png_data(png, all->views[i].len, the, &length);
         if (start == 0)
             continue;
         if (own == NULL) { /* for the first that needs it: where there are none, they cost nothing */
@@ -132,9 +134,8 @@ static int decode_all(const Py_buffer *pictures, Py_ssize_t count, byte *rows, b
             enough = filtered != NULL && the->lines != NULL && own != NULL;
         }
         size_t made = 0;
-        if (enough && deflate->inflate(own, (const byte *)pictures[i].buf + start, (size_t)length, filtered, wanted, &made) == 0
-            && made == wanted)
-            left[i] = !restore_all(filtered, rows + i * the->height * length_of(the), the);
+        if (enough && deflate->inflate(own, png + start, (size_t)length, filtered, wanted, &made) == 0 && made == wanted)
+            all->left[i] = !restore_all(filtered, row, the);
     }
     if (own != NULL)
         deflate->end(own);
@@ -143,70 +144,25 @@ static int decode_all(const Py_buffer *pictures, Py_ssize_t count, byte *rows, b
     return enough;
 }
 
-static PyObject *indices_of(const byte *left, Py_ssize_t count)
-{
-    PyObject *found = PyList_New(0);
-    for (Py_ssize_t i = 0; i < count && found != NULL; i++) {
-        if (!left[i])
-            continue;
-        PyObject *index = PyLong_FromSsize_t(i);
-        if (index == NULL || PyList_Append(found, index) < 0)
-            Py_CLEAR(found);
-        Py_XDECREF(index);
-    }
-    return found;
-}
-
-/* Take the buffers of all pictures; returns how many were taken, fewer with an exception set. */
-static Py_ssize_t buffers_of(PyObject *pictures, Py_buffer *views, Py_ssize_t count)
-{
-    for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *picture = PySequence_GetItem(pictures, i);
-        const int taken = picture == NULL ? -1 : PyObject_GetBuffer(picture, &views[i], PyBUF_SIMPLE);
-        Py_XDECREF(picture);
-        if (taken < 0)
-            return i;
-    }
-    return count;
-}
-
 static PyObject *rows(PyObject *module, PyObject *arguments)
 {
     PyObject *pictures, *result = NULL;
-    Py_buffer out;
+    batch all = {0};
     shape the;
     unsigned long long make, inflate, end;
-    if (!PyArg_ParseTuple(arguments, "Ow*nnn(KKK)", &pictures, &out, &the.height, &the.width, &the.channels, &make, &inflate, &end))
+    if (!PyArg_ParseTuple(arguments, "Ow*nnn(KKK)", &pictures, &all.out, &the.height, &the.width, &the.channels, &make, &inflate, &end))
         return NULL;
     const library deflate = {(void *(*)(void))(uintptr_t)make,
                              (int (*)(void *, const void *, size_t, void *, size_t, size_t *))(uintptr_t)inflate,
                              (void (*)(void *))(uintptr_t)end};
-    const Py_ssize_t count = PySequence_Size(pictures);
-    if (count >= 0 && sizes_are_sound(the.height, the.width, the.channels)) {
-        const Py_ssize_t one = the.height * length_of(&the);
-        if (out.len / one != count || out.len % one != 0) {
-            PyErr_Format(PyExc_ValueError, "the rows have %zd bytes and %zd of %zd bytes are needed", out.len, count, one);
-        } else {
-            Py_buffer *views = PyMem_Calloc((size_t)count + 1, sizeof *views);
-            byte *left = PyMem_Malloc((size_t)count + 1);
-            const Py_ssize_t taken = views == NULL || left == NULL ? -1 : buffers_of(pictures, views, count);
-            if (taken < 0) {
-                PyErr_NoMemory();
-            } else if (taken == count) {
-                int enough;
-                memset(left, 1, (size_t)count);
-                Py_BEGIN_ALLOW_THREADS
-                enough = decode_all(views, count, out.buf, left, &the, &deflate);
-                Py_END_ALLOW_THREADS
-                result = enough ? indices_of(left, count) : PyErr_NoMemory();
-            }
-            for (Py_ssize_t i = 0; i < taken; i++)
-                PyBuffer_Release(&views[i]);
-            PyMem_Free(views);
-            PyMem_Free(left);
-        }
+    if (sizes_are_sound(the.height, the.width, the.channels) && begin_batch(&all, pictures, the.height * length_of(&the))) {
+        int enough;
+        Py_BEGIN_ALLOW_THREADS
+        enough = decode_all(&all, &the, &deflate);
+        Py_END_ALLOW_THREADS
+        result = enough ? indices_left(&all) : PyErr_NoMemory();
     }
-    PyBuffer_Release(&out);
+    end_batch(&all);
     return result;
 }
 

@@ -30,12 +30,14 @@ TILE_COPIES = 8
 """Float64 tiles' worth that summing, moving, hashing and writing tiles hold at a time (measured)."""
 TRANSFER = 10 << 20
 """Bytes of encoded samples a decoder holds at most: its batches, their copies, and the chunks that they lie in."""
-READ_SECONDS = 1.2e-5
+READ_SECONDS = 8e-6
 """What a sample takes beside its decoding: its headers are read and it is handed over (measured)."""
 FORK_SECONDS = 0.4
 """Reading and decoding, on one core, from which the time to fork decoders is small."""
 FORK_BYTES = 128 << 10
 """Encoded bytes of a sample, on average, up to which threads would wait for the interpreter as long as they decode."""
+MOSTLY = 0.5
+"""The share of samples that C decodes a batch at a time from which threads wait for the interpreter no longer."""
 BLOCKS = 2
 """Blocks in flight: one is used while the next is filled."""
 FIRST_BLOCK = 512
@@ -167,9 +169,10 @@ class Costs:
 
     @property
     def forked(self) -> bool:
-        """Whether decoders are processes: where there are several, many samples, and small ones."""
+        """Whether decoders are processes: where there are several, many samples, and small ones decoded one by one."""
         much = self.facts.samples * (self.facts.decode_seconds + READ_SECONDS) >= FORK_SECONDS
-        return self.threads > 1 and much and self.facts.encoded <= FORK_BYTES
+        alone = self.facts.batched < MOSTLY
+        return self.threads > 1 and much and alone and self.facts.encoded <= FORK_BYTES
 
     @property
     def usual_pixels(self) -> int:

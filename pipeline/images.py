@@ -9,7 +9,7 @@ is for Pillow to say.
 import io
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias
 
@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from .headers import SAME_LIBJPEG, Header, picture_format, png_image_data, read_header
-from .jpeg import jpeg_row
+from .jpeg import jpeg_rows
 from .pixels import jpeg_plain, planes
 from .png import png_row, png_rows
 
@@ -132,14 +132,24 @@ def _read(data: bytes, mode: str, max_pixels: int) -> _Pixels | Image.Image:
     return _decode_any(image_format, data, mode, max_pixels) if pixels is None else pixels
 
 
+def usual_rows(pictures: Sequence[bytes | memoryview], rows: _Pixels) -> Sequence[int]:
+    """Decode pictures of the most usual kinds into ``rows``, (n, C, H, W), in C; return the indices of those left.
+
+    It asks no more of a picture than one look at its header. Rows of those left are as they were.
+    """
+    left = png_rows(pictures, rows)
+    none = len(left) == len(pictures)
+    return jpeg_rows(pictures, rows) if SAME_LIBJPEG and none else left
+
+
 def _usual_to_row(data: bytes | memoryview, row: _Pixels) -> bool:
-    """Decode a PNG or JPEG of the usual kind into ``row``, (C, H, W); return whether it was one.
+    """Decode a PNG or JPEG of the usual kinds into ``row``, (C, H, W); return whether it was one.
 
     This is `_plain_to_row` for what nearly all datasets hold: a single look at the header, in C.
     """
-    if SAME_LIBJPEG and (jpeg_row(data, row) or (jpeg_plain(data, row) and _jpeg_to_row(data, row))):
+    if not usual_rows([data], row[np.newaxis]):
         return True
-    return not png_rows([data], row[np.newaxis])
+    return SAME_LIBJPEG and jpeg_plain(data, row) and _jpeg_to_row(data, row)
 
 
 def _plain_to_row(data: bytes, row: _Pixels, max_pixels: int) -> bool:

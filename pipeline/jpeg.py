@@ -8,6 +8,7 @@ scan, up to 2**18 pixels, on x86-64 with AVX2. All others, and what decoders may
 """
 
 import threading
+from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
@@ -32,12 +33,19 @@ class _Room(threading.local):
 _room = _Room()
 
 
-def jpeg_row(data: bytes | memoryview, row: Pixels) -> bool:
-    """Write the pixels of a JPEG to a row, (C, H, W) uint8; return whether it was one of the kind that is known here.
+def jpeg_rows(pictures: Sequence[bytes | memoryview], rows: Pixels) -> Sequence[int]:
+    """Write the pixels of JPEG to rows; return the indices of those that are not of the kind that is known here.
 
-    The row is untouched where False is returned.
+    Their rows are untouched.
+
+    Parameters
+    ----------
+    pictures : sequence of bytes-like
+        Whole files, n of them.
+    rows
+        uint8 of shape (n, C, H, W).
     """
-    if compiled is None or not row.flags.c_contiguous:
-        return False
-    channels, height, width = row.shape
-    return bool(compiled.decode(data, row, height, width, channels, _room.tables))
+    if compiled is None or not rows.flags.c_contiguous:
+        return range(len(pictures))
+    left: list[int] = compiled.rows(pictures, rows, rows.shape[2], rows.shape[3], rows.shape[1], _room.tables)
+    return left

@@ -9,9 +9,8 @@ import numpy.typing as npt
 
 from .arrays import npy_row
 from .grouping import Grouping
-from .images import MAX_PIXELS, image_row
+from .images import MAX_PIXELS, image_row, usual_rows
 from .job import Job
-from .png import png_rows
 from .shards import Sample
 
 Kind = Literal["uint8", "float32", "float64"]
@@ -70,7 +69,7 @@ class RowSpec:
         ):
             return range(len(samples))
         rows = out.reshape(len(samples), self.channels, self.resolution, self.resolution)
-        return png_rows([sample.data for sample in samples], rows)
+        return usual_rows([sample.data for sample in samples], rows)
 
     def decode(self, sample: Sample, out: npt.NDArray[Any], max_pixels: int = MAX_PIXELS) -> None:
         """Write the row of ``sample`` into ``out``, (d,).

@@ -20,7 +20,7 @@ from PIL import Image
 from tilecov.pipeline import images, jpeg, pixels
 from tilecov.pipeline.headers import SAME_LIBJPEG
 from tilecov.pipeline.images import image_row
-from tilecov.pipeline.jpeg import jpeg_row
+from tilecov.pipeline.jpeg import jpeg_rows
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -56,6 +56,11 @@ def encoded(pixels: Pixels, **how: Any) -> bytes:
         sink, "JPEG", **{"quality": 95, "subsampling": 0, **how}
     )
     return sink.getvalue()
+
+
+def jpeg_row(data: bytes, row: Pixels) -> bool:
+    """Decode one picture; return whether it was decoded."""
+    return not jpeg_rows([data], row[np.newaxis])
 
 
 def decoded(data: bytes, shape: tuple[int, int, int]) -> Pixels | None:
@@ -221,7 +226,7 @@ def test_tables_of_one_picture_are_not_taken_for_another_s() -> None:
 def test_rows_are_the_same_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     data, rows = encoded(some_pixels(0, (32, 32, 3))), [np.zeros(3072, np.uint8) for _ in range(2)]
     image_row(data, 3, 32, rows[0])
-    monkeypatch.setattr(images, "jpeg_row", lambda *_: False)
+    monkeypatch.setattr(images, "jpeg_rows", lambda pictures, _: range(len(pictures)))
     image_row(data, 3, 32, rows[1])
     np.testing.assert_array_equal(*rows)
 
@@ -244,4 +249,28 @@ def test_c_refuses_sizes_that_do_not_fit_the_memory(shape: tuple[int, int, int],
     assert jpeg.compiled is not None
     data, tables = encoded(some_pixels(0, (16, 16, 3))), np.zeros(jpeg.compiled.ROOM + room, np.uint8)
     with pytest.raises(ValueError, match=r"picture|bytes"):
-        jpeg.compiled.decode(data, np.zeros(length, np.uint8), *shape, tables)
+        jpeg.compiled.rows([data], np.zeros(length, np.uint8), *shape, tables)
+
+
+@needs_c
+def test_many_are_decoded_in_one_call_and_others_left() -> None:
+    pixels = [some_pixels(seed, (16, 24, 3)) for seed in range(3)]
+    pictures = [
+        encoded(pixels[0]),
+        encoded(pixels[1], subsampling=2),
+        encoded(pixels[1])[:-40],
+        encoded(some_pixels(0, (24, 16, 3))),
+        memoryview(encoded(pixels[1])),
+        b"",
+        encoded(pixels[2]),
+    ]
+    rows = np.full((len(pictures), 3, 16, 24), 77, np.uint8)
+    assert list(jpeg_rows(pictures, rows)) == [1, 2, 3, 5]
+    assert (rows[[1, 2, 3, 5]] == 77).all()
+    for index in (0, 4, 6):
+        np.testing.assert_array_equal(rows[index], by_pillow(bytes(pictures[index])))
+    assert list(jpeg_rows(pictures[:1], rows[:1, :, :, ::2])) == [0]
+    assert jpeg.compiled is not None
+    for wrong in (pictures[:2], pictures[:1] * 4, [pictures[0], None, pictures[0]]):
+        with pytest.raises((ValueError, TypeError)):
+            jpeg.compiled.rows(wrong, rows[:3], 16, 24, 3, np.zeros(jpeg.compiled.ROOM, np.uint8))
