@@ -15,7 +15,6 @@
 #define PAIR (2 * STRIP) /* rows and columns of the total that the registers hold */
 #define DEEP 8 /* tiles to sum at a time: those of a pair of strips stay in the first cache */
 #define MOST 131071 /* rows whose products of values in [-128, 127] sum to less than 2**31 */
-#define BAND 256 /* rows of a diagonal tile of the total that begin at the same column: as in accumulate.py */
 
 typedef struct {
     const uint8_t *left, *right;

@@ -16,7 +16,7 @@ TARGET static inline void NAMED(add_sums)(const product *the, const int32_t *sum
     }
 }
 
-/* Add to a part of a tile of the total; below the diagonal only what lies in a square of BAND on it. */
+/* Add to a part of a tile of the total; below the diagonal only what lies in a square of PAIR on it. */
 TARGET static void NAMED(multiply)(const product *the, void *room)
 {
     TILES_BEGIN
@@ -25,7 +25,7 @@ TARGET static void NAMED(multiply)(const product *the, void *room)
         int32_t *sums = room; /* close together, where rows of the total would push each other out of the cache */
         for (Py_ssize_t row = the->first_row; row < the->last_row; row += PAIR) {
             const uint8_t *left = the->left + (row / STRIP * the->chunks + chunk) * TILE;
-            const Py_ssize_t diagonal = the->is_diagonal ? row / BAND * BAND : 0;
+            const Py_ssize_t diagonal = the->is_diagonal ? row : 0;
             Py_ssize_t column = the->first_column > diagonal ? the->first_column : diagonal;
             for (; column < the->last_column; column += PAIR, sums += PAIR * PAIR) {
                 const uint8_t *right = the->right + (column / STRIP * the->chunks + chunk) * TILE;

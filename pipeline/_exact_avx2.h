@@ -176,7 +176,7 @@ TARGET static void take(const product *the, const place *at, const step *step, w
         const Py_ssize_t left = at->row + at->rows - top, bottom = top + (left < TALL ? left : TALL);
         BY_SIGN(widen_rows, the, at, &step->left, top, bottom - top, wide)
         for (Py_ssize_t column = at->column; column < at->column + at->columns; column += STRIP) {
-            const Py_ssize_t diagonal = (column / BAND + 1) * BAND;
+            const Py_ssize_t diagonal = column + STRIP;
             const Py_ssize_t end = the->is_diagonal && diagonal < bottom ? diagonal : bottom;
             if (top >= end)
                 continue;
@@ -199,7 +199,7 @@ TARGET static void multiply_avx2(const product *the, void *room)
 {
     widened *wide = (widened *)(((uintptr_t)room + 63) / 64 * 64);
     const Py_ssize_t rows = the->last_row - the->first_row, columns = the->last_column - the->first_column;
-    const int is_above = !the->is_diagonal || the->first_column / BAND >= (the->last_row - 1) / BAND;
+    const int is_above = !the->is_diagonal || the->first_column >= the->last_row - 1;
     place at = {the->first_row, the->first_column, 0, rows, columns, DEEP_AVX2};
     if (is_above && rows % 2 == 0 && columns % (2 * STRIP) == 0) {
         const Py_ssize_t steps = sizeof strassen / sizeof *strassen;

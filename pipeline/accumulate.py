@@ -312,9 +312,12 @@ class IntegerAccumulator:
 
 
 def _mirror(tile: torch.Tensor) -> None:
-    """Copy the upper triangle of a diagonal tile to its lower one."""
-    for start in range(BAND, len(tile), BAND):
-        tile[start:, start - BAND : start] = tile[start - BAND : start, start:].T
+    """Copy the upper triangle of a diagonal tile to its lower one, whatever is there."""
+    for start in range(0, len(tile), BAND):
+        band = slice(start, start + BAND)
+        square = tile[band, band]
+        square.copy_(square.triu() + square.triu(1).T)
+        tile[start + BAND :, band] = tile[band, start + BAND :].T
 
 
 def _move(tile: torch.Tensor, pair: Pair, count: int, sums: Panels, shift: Panels) -> None:

@@ -103,7 +103,10 @@ class ExactAdder(Crew):
         return packed
 
     def add(self, tiles: Iterable[tuple[tuple[int, int], torch.Tensor]], packed: dict[int, Packed]) -> None:
-        """Add to upper tiles (i, j), int32 or int64 and contiguous; of those on the diagonal to bands from it on."""
+        """Add to upper tiles (i, j), int32 or int64 and contiguous; of those on the diagonal to the upper triangle.
+
+        Some entries below it are added to as well, which ones depends on the processor.
+        """
         for i, row in groupby(sorted(tiles, key=lambda tile: tile[0]), key=lambda tile: tile[0][0]):
             left = self._turned(packed[i])
             parts = [
