@@ -51,10 +51,9 @@ def decompose(matrix: SymmetricTiles, dtype: torch.dtype, device: torch.device) 
     Raises
     ------
     RuntimeError
-        Where LAPACK does not converge, which happens to non-finite matrices only.
+        Where LAPACK does not converge, as may happen to matrices that are not finite.
     """
-    # Column after column, as LAPACK has it, so that it need not be turned and its eigenvectors can take its place; and
-    # by its upper triangle, which is quicker.
+    # Column after column, as LAPACK has it, so that it need not be turned and its eigenvectors can take its place.
     whole = assemble(matrix, dtype).to(device).mT
     values = eigh_in_place(whole)
     vectors = whole.cpu()

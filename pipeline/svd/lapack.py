@@ -29,7 +29,8 @@ def eigh_in_place(matrix: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     matrix : torch.Tensor
-        (d, d), float32 or float64, column after column in memory, on any device. Two more of its size are worked in.
+        (d, d), float32 or float64, column after column in memory, on any device. Either triangle may be read, whichever
+        is quicker. Two more of its size are worked in.
 
     Raises
     ------
@@ -83,7 +84,7 @@ class Library:
         info = ctypes.c_int64()
         with self._threads(torch.get_num_threads()):
             self._functions[matrix.dtype](
-                b"V", b"U", _integer(size), _at(matrix), _integer(size), _at(values), _at(work), _integer(len(work)),
+                b"V", b"L", _integer(size), _at(matrix), _integer(size), _at(values), _at(work), _integer(len(work)),
                 ctypes.c_void_p(integers.ctypes.data), _integer(len(integers)), ctypes.byref(info),
                 ctypes.c_size_t(1), ctypes.c_size_t(1),  # the lengths of the two strings, as Fortran passes them
             )  # fmt: skip
