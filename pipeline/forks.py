@@ -1,9 +1,10 @@
 """Processes that decode samples into memory shared with the one that uses the rows.
 
-Threads share the interpreter: over small pictures, decoders spend as long waiting for it as they spend decoding, and no
-number of cores makes one process read more than some 20,000 a second. So where there is much to decode, the decoders
-are forked. They get the encoded samples and write rows through memory that was shared before the fork; neither is
-copied through a pipe.
+Threads share the interpreter: over small pictures that are decoded one by one, each by several functions, they spend as
+long waiting for it as they spend decoding, and no number of cores makes one process read more than some 20,000 a
+second. So where there is much to decode, and it is no kind that C decodes a batch at a time (`images.usual_rows`),
+the decoders are forked. They get the encoded samples and write rows through memory that was shared before the fork;
+neither is copied through a pipe.
 """
 
 import mmap

@@ -84,7 +84,7 @@ def reading(scale: Scale, kind: str) -> Contest:
         ]
 
     note = (
-        "Local files to uint8 pixels, CHW, in batches of 64 (tilecov: blocks of 4,096, decoded by 2 processes). "
+        "Local files to uint8 pixels, CHW, in batches of 64 (tilecov: blocks of 4,096, decoded by 2 threads). "
         "WebDataset: `decode`, `batched` and `WebLoader`; litdata: the same encoded images in its own format, decoded "
         f"by Pillow. Sums of each pixel over all images are equal. The {images:,} images lie there {times} times, so "
         "that starting processes does not decide."

@@ -26,7 +26,7 @@ def tilecov(shards: list[str], count: int, threads: int, check: bool) -> Trial:
     spec = RowSpec(3, RESOLUTION, ("png", "jpg"), "uint8", 1 << 28)
 
     def batches() -> Iterator[Any]:
-        for block, _ in BlockReader(list_shards(shards), Reading(spec, 4096, threads, skip=False, forked=True)):
+        for block, _ in BlockReader(list_shards(shards), Reading(spec, 4096, threads, skip=False)):
             yield block
 
     return _trial(batches, count, check)
