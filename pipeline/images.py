@@ -2,8 +2,8 @@
 
 Pillow defines what a picture's pixels are, but spends most of its time on a small picture in Python. So plain pictures
 (see `headers`) are decoded by imagecodecs, which calls C libraries of the same kind directly and without the
-interpreter lock, and the most usual ones many at a time by C of our own (`png`, `jpeg`). Everything else goes to Pillow,
-and so does every picture that the others refuse: what is an error is for Pillow to say.
+interpreter lock, and the most usual ones many at a time by C of our own (`png`, `jpeg`). Everything else goes to
+Pillow, and so does every picture that the others refuse: what is an error is for Pillow to say.
 """
 
 import io
