@@ -39,7 +39,8 @@ def eigh_in_place(matrix: torch.Tensor) -> torch.Tensor:
     """
     library = numpys() if matrix.device.type == "cpu" and mkl_is_slow() else None
     if library is None:
-        values, _ = torch.linalg.eigh(matrix, UPLO="U", out=(matrix.new_empty(len(matrix)), matrix))
+        values = matrix.new_empty(len(matrix))
+        torch.linalg.eigh(matrix, UPLO="U", out=(values, matrix))
         return values
     return library.eigh_in_place(matrix)
 
@@ -47,7 +48,7 @@ def eigh_in_place(matrix: torch.Tensor) -> torch.Tensor:
 @cache
 def mkl_is_slow() -> bool:
     """Return whether torch's LAPACK is MKL on a processor that is not Intel's."""
-    if not torch.backends.mkl.is_available() or platform.machine() != "x86_64":
+    if not torch.backends.mkl.is_available() or platform.machine() != "x86_64":  # type: ignore[no-untyped-call]
         return False
     try:
         return "GenuineIntel" not in Path("/proc/cpuinfo").read_text()
