@@ -85,13 +85,17 @@ static int split(part name, file *the)
     return 1;
 }
 
-/* Whether what went wrong is a name of bytes that are no UTF-8; that is no error then. */
-static int is_not_utf8(void)
+/* Read a text; of bytes that are no UTF-8 the length is -1, as of no other text. 0 with an exception set where it is none. */
+static int read_text(PyObject *from, part *to)
 {
-    const int found = PyErr_ExceptionMatches(PyExc_UnicodeEncodeError);
-    if (found)
-        PyErr_Clear();
-    return found;
+    to->text = PyUnicode_AsUTF8AndSize(from, &to->length);
+    if (to->text != NULL)
+        return 1;
+    if (!PyErr_ExceptionMatches(PyExc_UnicodeEncodeError))
+        return 0;
+    PyErr_Clear();
+    to->length = -1;
+    return 1;
 }
 
 /* Read entry `index`, (name, size, where its header begins): 1 where its name is usual, 0 where not, -1 on an error. */
@@ -107,9 +111,10 @@ static int read_file(const search *the, Py_ssize_t index, file *found)
     if (at == NULL)
         return -1;
     part text;
-    text.text = PyUnicode_AsUTF8AndSize(name, &text.length);
-    if (text.text == NULL)
-        return is_not_utf8() ? 0 : -1;
+    if (!read_text(name, &text))
+        return -1;
+    if (text.length < 0)
+        return 0;
     found->size = PyLong_AsLongLong(size);
     found->start = PyLong_AsLongLong(at) + BLOCK;
     return PyErr_Occurred() ? -1 : split(text, found);
@@ -176,24 +181,17 @@ static Py_ssize_t read_sample(const search *the, Py_ssize_t first, PyObject *sam
 static PyObject *usual(PyObject *module, PyObject *arguments)
 {
     search the;
-    PyObject *extensions, *open;
+    PyObject *extensions, *companion, *open;
     Py_ssize_t at, after;
-    if (!PyArg_ParseTuple(arguments, "O!nO!s#UO!L", &PyList_Type, &the.entries, &at, &PyTuple_Type, &extensions,
-                          &the.companion.text, &the.companion.length, &open, &PySet_Type, &the.seen, &the.max_bytes))
+    if (!PyArg_ParseTuple(arguments, "O!nO!UUO!L", &PyList_Type, &the.entries, &at, &PyTuple_Type, &extensions,
+                          &companion, &open, &PySet_Type, &the.seen, &the.max_bytes)
+        || !read_text(companion, &the.companion) || !read_text(open, &the.open))
         return NULL;
-    the.open.text = PyUnicode_AsUTF8AndSize(open, &the.open.length);
-    if (the.open.text == NULL) {
-        if (!is_not_utf8())
-            return NULL;
-        the.open.length = 0; /* no usual name has this key */
-    }
     const Py_ssize_t count = PyTuple_Size(extensions);
     if (at < 0 || count > MOST_WANTED)
         return Py_BuildValue("[]n", at);
     for (the.extensions = 0; the.extensions < count; the.extensions++) {
-        part *wanted = &the.wanted[the.extensions];
-        wanted->text = PyUnicode_AsUTF8AndSize(PyTuple_GetItem(extensions, the.extensions), &wanted->length);
-        if (wanted->text == NULL)
+        if (!read_text(PyTuple_GetItem(extensions, the.extensions), &the.wanted[the.extensions]))
             return NULL;
     }
     PyObject *samples = PyList_New(0);

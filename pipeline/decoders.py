@@ -163,10 +163,12 @@ def decode_batch(spec: RowSpec, pictures: PictureBudget, samples: list[Sample], 
     """Decode samples into their rows, (n, d)."""
     failed, labels = _labels(spec, samples)
     for index in spec.decode_usual(samples, rows, pictures.usual):
+        if index in failed:
+            continue
         try:
             pictures.decode(spec, samples[index], rows[index])
         except ValueError as error:
-            failed.setdefault(index, str(error))
+            failed[index] = str(error)
     return Decoded([(index, samples[index].key, failed[index]) for index in sorted(failed)], labels)
 
 

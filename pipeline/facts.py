@@ -20,6 +20,7 @@ from .shards import Sample, samples
 
 LOOKED_AT = 64
 """Samples at the head of the first good shard that are read before a plan is made."""
+_BATCH_BYTES = 1 << 20  # of rows that are decoded at a time to see how long they take
 _HEADERS = 1024  # bytes that tar adds to a small file: its header and half a block of padding, and some for long names
 
 
@@ -122,12 +123,14 @@ def _pixels(sample: Sample) -> int:
 
 def _decoding(spec: RowSpec, head: list[Sample]) -> tuple[float, float]:
     """Return the seconds that a row takes, and the share of samples that a batch takes."""
-    rows, batched = np.empty((1, spec.size), spec.kind), 0
+    rows = np.empty((min(len(head), max(1, _BATCH_BYTES // (spec.size * spec.itemsize))), spec.size), spec.kind)
+    alone = 0
     start = time.perf_counter()
-    for sample in head:
-        if not spec.decode_usual([sample], rows, MAX_PIXELS):
-            batched += 1
-            continue
-        with suppress(ValueError):
-            spec.decode(sample, rows[0])
-    return (time.perf_counter() - start) / len(head), batched / len(head)
+    for first in range(0, len(head), len(rows)):
+        batch = head[first : first + len(rows)]
+        left = spec.decode_usual(batch, rows[: len(batch)], MAX_PIXELS)
+        alone += len(left)
+        for index in left:
+            with suppress(ValueError):
+                spec.decode(batch[index], rows[index])
+    return (time.perf_counter() - start) / len(head), 1 - alone / len(head)

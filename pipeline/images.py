@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import NamedTuple, TypeAlias
 
 import imagecodecs
@@ -138,8 +139,14 @@ def usual_rows(pictures: Sequence[bytes | memoryview], rows: _Pixels) -> Sequenc
     It asks no more of a picture than one look at its header. Rows of those left are as they were.
     """
     left = png_rows(pictures, rows)
-    none = len(left) == len(pictures)
-    return jpeg_rows(pictures, rows) if SAME_LIBJPEG and none else left
+    if not SAME_LIBJPEG:
+        return left
+    found: list[int] = []
+    for _, run in groupby(enumerate(left), lambda place: place[1] - place[0]):  # rows side by side at a time
+        indices = [index for _, index in run]
+        span = slice(indices[0], indices[-1] + 1)
+        found += [span.start + index for index in jpeg_rows(pictures[span], rows[span])]
+    return found
 
 
 def _usual_to_row(data: bytes | memoryview, row: _Pixels) -> bool:

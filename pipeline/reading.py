@@ -232,7 +232,7 @@ class BlockReader:
                 for items in sample_lists(
                     cast("BinaryIO", stream), spec.image_keys, max_bytes=spec.max_sample, companion=beside
                 ):
-                    yield self._wanted(tally, items)
+                    yield from self._wanted(tally, items)
                 tally.crc32 = stream.crc32()
         except TarError as error:
             if not self._reading.skip:
@@ -242,15 +242,19 @@ class BlockReader:
             if tally.samples == tally.passed_over:
                 self._without_images(tally)
 
-    def _wanted(self, tally: ShardTally, items: list[Item]) -> list[Sample]:
-        wanted = [item for item in items if isinstance(item, Sample)]
+    def _wanted(self, tally: ShardTally, items: list[Item]) -> Iterator[list[Sample]]:
         tally.samples += len(items)
-        if len(wanted) < len(items):
-            tally.passed_over += sum(isinstance(item, Unwanted) for item in items)
-            for item in items:
-                if isinstance(item, Refused):
-                    self._refuse(tally, item)
-        return wanted
+        wanted: list[Sample] = []
+        for item in items:
+            if isinstance(item, Sample):
+                wanted.append(item)
+            elif isinstance(item, Unwanted):
+                tally.passed_over += 1
+            else:
+                yield wanted  # first, since what is wrong with them is said before what is wrong with this one
+                wanted = []
+                self._refuse(tally, item)
+        yield wanted
 
     def _refuse(self, tally: ShardTally, item: Refused) -> None:
         if not self._reading.skip:

@@ -8,6 +8,7 @@ torch calls it.
 
 import ctypes
 import platform
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -72,6 +73,7 @@ class Library:
 
     def __init__(self, linked: ctypes.CDLL) -> None:
         self._functions = {dtype: _named(linked, _SPELLINGS, name) for dtype, name in _NAMES.items()}
+        self._alone = threading.Lock()
         self._set_threads, self._get_threads = (_named(linked, _THREADS, verb) for verb in ("set", "get"))
 
     def eigh_in_place(self, matrix: torch.Tensor) -> torch.Tensor:
@@ -95,12 +97,13 @@ class Library:
 
     @contextmanager
     def _threads(self, count: int) -> Iterator[None]:
-        before = self._get_threads()
-        self._set_threads(count)
-        try:
-            yield
-        finally:
-            self._set_threads(before)
+        with self._alone:  # the number is that of the process
+            before = self._get_threads()
+            self._set_threads(count)
+            try:
+                yield
+            finally:
+                self._set_threads(before)
 
 
 @cache

@@ -4,12 +4,16 @@ import io
 
 import numpy as np
 import pytest
+from compiled import NO_COMPILER
 from conftest import png, random_images
 from PIL import Image
 
 from tilecov.pipeline.decoders import ANY_PICTURE, PictureBudget, decode_batch
 from tilecov.pipeline.errors import DoesNotFitError
 from tilecov.pipeline.grouping import Grouping
+from tilecov.pipeline.headers import SAME_LIBJPEG
+from tilecov.pipeline.jpeg import compiled as compiled_jpeg
+from tilecov.pipeline.png import decodes_batches
 from tilecov.pipeline.rows import RowSpec
 from tilecov.pipeline.shards import Sample
 
@@ -105,3 +109,23 @@ def test_a_sample_without_a_group_is_said_once_and_in_its_place() -> None:
     assert found.labels is not None
     assert [found.labels[index] for index in (0, 4)] == ["cat", "dog"]
     assert np.array_equal(rows[4], PICTURES[2].transpose(2, 0, 1).reshape(-1))
+
+
+def test_a_sample_without_a_group_is_not_decoded() -> None:
+    """Else one that is too large besides would end the run instead of being left out."""
+    spec = RowSpec(3, SIDE, ("png",), "uint8", 2**26, Grouping.parse("cls"))
+    samples = [Sample("a", "png", png(random_images(1, 50)[0]), None)]
+    found = decode_batch(spec, PictureBudget(usual=SIDE**2, large=0), samples, np.zeros((1, spec.size), np.uint8))
+    assert [(key, "no .cls" in reason) for _, key, reason in found.failed] == [("a", True)]
+
+
+@pytest.mark.skipif(not decodes_batches(), reason=NO_COMPILER)
+def test_pictures_of_two_kinds_and_arrays_do_not_hold_each_other_up() -> None:
+    spec = RowSpec(3, SIDE, ("png", "jpg", "npy"), "uint8", 2**26)
+    rows = np.zeros((len(MIXED + ARRAYS), spec.size), np.uint8)
+    left = [(MIXED + ARRAYS)[index].key for index in spec.decode_usual(MIXED + ARRAYS, rows, SIDE**2)]
+    known = {"jpeg"} if compiled_jpeg is not None and SAME_LIBJPEG else set()
+    assert {*left, *known} == {
+        "cut", "jpeg", "smaller", "no picture", "empty", "array", "a picture called array", "float",
+    }  # fmt: skip
+    assert not known & set(left)

@@ -1,6 +1,7 @@
 """The planner: pure, printable, and refusing before anything runs."""
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,16 +9,19 @@ from typing import Any
 
 import pytest
 from compiled import NO_COMPILER
+from conftest import random_images, write_tar
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from tilecov.pipeline import Job, plan, run
 from tilecov.pipeline.cli import run_safely
 from tilecov.pipeline.costs import tile_of, tiles_of, upper_entries
 from tilecov.pipeline.errors import DoesNotFitError
-from tilecov.pipeline.facts import DatasetFacts
+from tilecov.pipeline.facts import DatasetFacts, inspect
 from tilecov.pipeline.machine import Machine
 from tilecov.pipeline.plan import Plan, make_groups, make_units
+from tilecov.pipeline.png import decodes_batches
 from tilecov.pipeline.svd import kernels
 from tilecov.storage.listing import Shard
 
@@ -50,6 +54,41 @@ def test_no_stage_passes_the_memory(memory: Any, resolution: int, workers: int) 
         assert planned.memory <= 0.8 * MACHINE.memory / workers
     else:
         assert planned.memory == job(memory=memory).memory
+
+
+@pytest.mark.parametrize(
+    ("batched", "encoded", "samples", "forked"),
+    [
+        (0.0, 3000, 50_000, True),
+        (0.49, 3000, 50_000, True),
+        (0.5, 3000, 50_000, False),  # C decodes them, without the interpreter's lock
+        (1.0, 3000, 50_000, False),
+        (0.0, 1 << 20, 50_000, False),  # large pictures, decoded by libraries that do not hold it either
+        (0.0, 3000, 500, False),
+    ],
+)
+def test_decoders_are_processes_where_many_small_pictures_are_decoded_one_by_one(
+    batched: float, encoded: int, samples: int, forked: bool
+) -> None:
+    found = dataclasses.replace(facts(samples), batched=batched, encoded=encoded)
+    assert plan(job(decode_threads=2), found, MACHINE).forked == forked
+    assert not plan(job(decode_threads=1), found, MACHINE).forked
+
+
+@pytest.mark.parametrize(("kinds", "batched"), [("uu", 1.0), ("pp", 0.0), ("ppuu", 0.5)])
+def test_what_c_decodes_is_seen_in_the_first_samples(tmp_path: Path, kinds: str, batched: float) -> None:
+    """Usual pictures, and ones with a palette, which Pillow decodes."""
+    if not decodes_batches():
+        batched = 0.0
+    files = []
+    for index, kind in enumerate(kinds):
+        picture, sink = Image.fromarray(random_images(1, 8, seed=index)[0]), io.BytesIO()
+        (picture.quantize() if kind == "p" else picture).save(sink, "PNG")
+        files.append((f"{index}.png", sink.getvalue()))
+    path = write_tar(tmp_path / "a.tar", files)
+    found = inspect(Job(shards=(str(path),), resolution=8, channels=3))
+    assert found.batched == batched
+    assert found.decode_seconds > 0
 
 
 def test_less_memory_turns_resident_into_staged_and_then_into_a_refusal() -> None:

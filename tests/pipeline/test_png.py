@@ -115,7 +115,8 @@ def test_damaged_data_leaves_the_row_alone(cut: int) -> None:
 
 def damaged(sound: bytes) -> dict[str, bytes]:
     """Return what is no PNG of that kind, or none at all."""
-    checksum = sound[: sound.index(b"IEND") - 9] + bytes([sound[sound.index(b"IEND") - 9] ^ 1]) + sound[-20:]
+    last = sound.index(b"IEND") - 9  # byte of the data, behind which its chunk's checksum comes and a length
+    checksum = sound[:last] + bytes([sound[last] ^ 1]) + sound[last + 1 :]
     return {
         "nothing": b"",
         "no PNG": b"\xff\xd8\xff" + sound[3:],

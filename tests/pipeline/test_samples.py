@@ -132,6 +132,10 @@ def test_c_looks_at_what_it_is_given() -> None:
         sound[5].clear()
         with pytest.raises((TypeError, IndexError)):
             shards.usual_samples(*sound[:place], wrong, *sound[place + 1 :])
+    sound[5].clear()
+    assert shards.usual_samples(*sound[:2], ("\udcff", "png"), "\udcff", "\udcff", *sound[5:])[0] == [
+        ("a", 1, 512, 517, -1, -1)
+    ]
     assert shards.usual_samples(*sound[:1], -1, *sound[2:]) == ([], -1)
     assert shards.usual_samples(*sound[:1], 7, *sound[2:]) == ([], 7)
     assert shards.usual_samples(*sound[:2], tuple("abcdefghijklmnopqrstuvwxyzABCDEFGH"), *sound[3:]) == ([], 0)
