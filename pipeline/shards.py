@@ -6,6 +6,7 @@ walked by `tilecov.storage.tar`, several times as fast as by Python's ``tarfile`
 
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -163,7 +164,7 @@ class _Samples:
         while at < len(entries):
             open_key = "" if self._group is None else self._group.key
             usual, at = usual_samples(
-                entries, at, self._extensions, self._companion, open_key, self._seen, self._max_bytes
+                entries, at, self._extensions, self._companion, open_key, self._seen, min(self._max_bytes, sys.maxsize)
             )
             if usual:
                 found += self.close()
