@@ -31,7 +31,7 @@ static Py_ssize_t filtered_bytes(const shape *the)
     return the->height * (length_of(the) + 1);
 }
 
-/* Zeros for the line above the first; NULL where there is no memory. */
+/* Memory for two lines and what may be read behind them; NULL where there is none. */
 static byte *make_lines(const shape *the)
 {
     return calloc((size_t)(2 * (length_of(the) + SLACK)), 1);

@@ -124,9 +124,8 @@ def choose_kernel(device: torch.device, name: str = "", *, whole: bool = False) 
     among = [kernel for kernel in kernels(device) if not (whole and kernel.functions)]
     first = among[0]
     if first.functions is not None and name in {"", first.name} and is_exact(first):
-        alone = (
-            name or first.functions.chosen() == "amx"
-        )  # nothing else comes near matrix units, but float32 may to AVX2
+        # Nothing else comes near matrix units, but float32 may to AVX2.
+        alone = name or first.functions.chosen() == "amx"
         float32 = among[-1]
         if alone or rate_of(first, width=_WHOLE_TILE) >= rate_of(float32) or not is_exact(float32):
             return first

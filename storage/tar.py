@@ -21,7 +21,7 @@ except ImportError:  # pragma: no cover - no compiler was there when tilecov was
         return []
 
 
-__all__ = ["BLOCK", "CHUNK_BYTES", "Member", "Run", "TarError", "members", "walk"]
+__all__ = ["CHUNK_BYTES", "Member", "Run", "TarError", "members", "walk"]
 
 CHUNK_BYTES = 1 << 20  # one read of the stream: large enough for object stores, small beside a block of rows
 

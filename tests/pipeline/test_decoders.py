@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 from compiled import NO_COMPILER
-from conftest import png, random_images
+from conftest import npy, png, random_images
 from PIL import Image
 
 from tilecov.pipeline.decoders import ANY_PICTURE, PictureBudget, decode_batch
@@ -24,12 +24,6 @@ PICTURES = random_images(8, SIDE)
 def jpeg(pixels: np.ndarray) -> bytes:  # type: ignore[type-arg]
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "JPEG", quality=95, subsampling=0)
-    return out.getvalue()
-
-
-def npy(row: np.ndarray) -> bytes:  # type: ignore[type-arg]
-    out = io.BytesIO()
-    np.save(out, row)
     return out.getvalue()
 
 
