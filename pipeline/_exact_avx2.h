@@ -1,20 +1,25 @@
 /* The kernels of _exact.c for processors without int8 instructions: bytes become int16, of which AVX2 multiplies sixteen
  * at a time and sums them in pairs: twice as many as numbers in float32.
  *
+ * Half of the products are sums: x0 y0 + x2 y2 = (x0 + y2) (x2 + y0) - x0 x2 - y0 y2, where what is subtracted is summed
+ * once for a row and once for a column (S. Winograd: A new algorithm for inner product. IEEE Transactions on Computers
+ * C-17, 1968). As many instructions, but the two units that multiply are what a Zen 3 waits for.
+ *
  * Two halves of rows, of columns and of what is summed are seven products instead of eight (V. Strassen: Gaussian
  * elimination is not optimal. Numerische Mathematik 13, 1969), made without memory for their factors and themselves: sums
  * of two blocks become int16 as one block does, and a product is added wherever it belongs (J. Huang, T. M. Smith, G. M.
  * Henry, R. A. van de Geijn: Strassen's algorithm reloaded. SC16, 2016). Integers lose nothing by it.
  */
 
-#define HEIGHT 6 /* rows of the total whose sums the registers hold, STRIP columns of each */
-#define TALL (43 * HEIGHT) /* rows at a time: of a left factor's they fill half of a second cache */
+#define HEIGHT 4 /* rows of the total whose sums the registers hold, STRIP columns of each */
+#define TALL (64 * HEIGHT) /* rows at a time: of a left factor's they fill half of a second cache */
 #define DEEP_AVX2 8 /* tiles to sum at a time: of STRIP columns they fill half of a first cache */
 #define DEPTH (DEEP_AVX2 * CHUNK)
 
 typedef struct {
     int16_t rows[TALL][DEPTH];
     int16_t columns[DEPTH / 2][STRIP][2];
+    int32_t row_sums[TALL], column_sums[STRIP]; /* x0 x2 + x1 x3, and so on */
 } widened;
 
 /* Up to two of four blocks, the second added or, for -1, subtracted; 0 where there is none. */
@@ -63,16 +68,27 @@ static inline const uint8_t *right_at(const product *the, const place *at, int b
     return the->right + ((column + block % 2 * at->columns) / STRIP * the->chunks + at->chunk + block / 2 * at->deep) * TILE;
 }
 
+TARGET static inline int32_t summed(__m256i eight)
+{
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+
 TARGET static inline __attribute__((always_inline)) void widen_rows(
     const product *the, const place *at, const blocks *from, int sign, Py_ssize_t first, Py_ssize_t rows, widened *to)
 {
     for (Py_ssize_t row = 0; row < rows; row++) {
         const uint8_t *one = left_at(the, at, from->first, first + row), *other = left_at(the, at, from->second, first + row);
+        __m256i twice = _mm256_setzero_si256();
         for (Py_ssize_t i = 0; i < at->deep; i++)
             for (int j = 0; j < CHUNK; j += 16) {
                 const Py_ssize_t k = i * TILE + j;
-                _mm256_store_si256((__m256i *)(void *)(to->rows[row] + i * CHUNK + j), combined(one + k, other + k, sign));
+                const __m256i values = combined(one + k, other + k, sign);
+                _mm256_store_si256((__m256i *)(void *)(to->rows[row] + i * CHUNK + j), values);
+                twice = _mm256_add_epi32(twice, _mm256_madd_epi16(values, _mm256_shuffle_epi32(values, 0xb1)));
             }
+        to->row_sums[row] = summed(twice) / 2;
     }
 }
 
@@ -81,17 +97,20 @@ TARGET static inline __attribute__((always_inline)) void widen_columns(
     const product *the, const place *at, const blocks *from, int sign, Py_ssize_t column, widened *to)
 {
     const uint8_t *one = right_at(the, at, from->first, column), *other = right_at(the, at, from->second, column);
-    __m256i *next = (__m256i *)(void *)to->columns;
+    __m256i *next = (__m256i *)(void *)to->columns, sums[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
     for (Py_ssize_t k = 0; k < at->deep * TILE; k += 4 * STRIP, next += 4)
         for (int half = 0; half < 2; half++) {
             const Py_ssize_t here = k + half * 2 * STRIP, beside = here + STRIP;
             const __m256 four = _mm256_castsi256_ps(combined(one + here, other + here, sign));
             const __m256 others = _mm256_castsi256_ps(combined(one + beside, other + beside, sign));
-            const __m256i first = _mm256_castps_si256(_mm256_shuffle_ps(four, others, 0x88));
-            const __m256i last = _mm256_castps_si256(_mm256_shuffle_ps(four, others, 0xdd));
-            _mm256_store_si256(next + half, _mm256_permute4x64_epi64(first, 0xd8));
-            _mm256_store_si256(next + 2 + half, _mm256_permute4x64_epi64(last, 0xd8));
+            const __m256i first = _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(four, others, 0x88)), 0xd8);
+            const __m256i last = _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(four, others, 0xdd)), 0xd8);
+            _mm256_store_si256(next + half, first);
+            _mm256_store_si256(next + 2 + half, last);
+            sums[half] = _mm256_add_epi32(sums[half], _mm256_madd_epi16(first, last));
         }
+    for (int half = 0; half < 2; half++)
+        _mm256_store_si256((__m256i *)(void *)to->column_sums + half, sums[half]);
 }
 
 /* Call with a sign that the compiler knows. */
@@ -103,29 +122,43 @@ TARGET static inline __attribute__((always_inline)) void widen_columns(
     else \
         call(the, at, from, -1, __VA_ARGS__);
 
-/* Sums of a row, `i` of those in the registers. Compilers were seen to keep them in memory instead. */
+/* Four products a column and row, `i` of those in the registers. Compilers were seen to keep sums in memory instead. */
 #define ROW_STEP(i) \
-    __asm__("vpbroadcastd %[row], %[both]\n\t" \
-            "vpmaddwd %[left], %[both], %[product]\n\t" \
-            "vpaddd %[product], %[one], %[one]\n\t" \
-            "vpmaddwd %[right], %[both], %[both]\n\t" \
-            "vpaddd %[both], %[other], %[other]" \
-            : [one] "+&x"(one##i), [other] "+x"(other##i), [both] "=&x"(both), [product] "=&x"(multiplied) \
-            : [row] "m"(*(const int32_t *)(const void *)(row + i * DEPTH)), [left] "x"(left), [right] "x"(right));
-#define ROW_START(i) __m256i one##i = _mm256_setzero_si256(), other##i = _mm256_setzero_si256();
+    __asm__("vpbroadcastd %[x01], %[a]\n\t" \
+            "vpbroadcastd %[x23], %[b]\n\t" \
+            "vpaddw %[l0], %[a], %[t]\n\t" \
+            "vpaddw %[l1], %[a], %[a]\n\t" \
+            "vpaddw %[f0], %[b], %[u]\n\t" \
+            "vpaddw %[f1], %[b], %[b]\n\t" \
+            "vpmaddwd %[u], %[t], %[t]\n\t" \
+            "vpmaddwd %[b], %[a], %[a]\n\t" \
+            "vpaddd %[t], %[one], %[one]\n\t" \
+            "vpaddd %[a], %[other], %[other]" \
+            : [one] "+&x"(one##i), [other] "+&x"(other##i), [a] "=&x"(a), [b] "=&x"(b), [t] "=&x"(t), [u] "=&x"(u) \
+            : [x01] "m"(*(const int32_t *)(const void *)(row + i * DEPTH)), \
+              [x23] "m"(*(const int32_t *)(const void *)(row + i * DEPTH + 2)), [f0] "x"(f0), [f1] "x"(f1), [l0] "x"(l0), \
+              [l1] "x"(l1));
+#define ROW_START(i) \
+    const __m256i of##i = _mm256_set1_epi32(own[i]); \
+    __m256i one##i = _mm256_sub_epi32(left, of##i), other##i = _mm256_sub_epi32(right, of##i);
 #define ROW_END(i) \
     _mm256_store_si256((__m256i *)(void *)sums[i], one##i); \
     _mm256_store_si256((__m256i *)(void *)sums[i] + 1, other##i);
-#define ALL_ROWS(of) of(0) of(1) of(2) of(3) of(4) of(5)
+#define ALL_ROWS(of) of(0) of(1) of(2) of(3)
 
 /* Sum HEIGHT rows by STRIP columns. */
-TARGET static inline void sum_pairs(const int16_t *row, const widened *from, Py_ssize_t pairs, int32_t sums[HEIGHT][STRIP])
+TARGET static inline void sum_fours(
+    const int16_t *row, const int32_t *own, const widened *from, Py_ssize_t fours, int32_t sums[HEIGHT][STRIP])
 {
     const __m256i *at = (const __m256i *)(const void *)from->columns;
-    __m256i both, multiplied;
+    const __m256i *theirs = (const __m256i *)(const void *)from->column_sums;
+    const __m256i left = _mm256_sub_epi32(_mm256_setzero_si256(), theirs[0]);
+    const __m256i right = _mm256_sub_epi32(_mm256_setzero_si256(), theirs[1]);
+    __m256i a, b, t, u;
     ALL_ROWS(ROW_START)
-    for (; pairs; pairs--, row += 2, at += 2) {
-        const __m256i left = _mm256_load_si256(at), right = _mm256_load_si256(at + 1);
+    for (; fours; fours--, row += 4, at += 4) {
+        const __m256i f0 = _mm256_load_si256(at), f1 = _mm256_load_si256(at + 1);
+        const __m256i l0 = _mm256_load_si256(at + 2), l1 = _mm256_load_si256(at + 3);
         ALL_ROWS(ROW_STEP)
     }
     ALL_ROWS(ROW_END)
@@ -186,7 +219,7 @@ TARGET static void take(const product *the, const place *at, const step *step, w
                 fetch(the, row + down, rows, column + across);
                 if (to->sign)
                     fetch(the, row + second_down, rows, column + second_across);
-                sum_pairs(wide->rows[row - top], wide, at->deep * CHUNK / 2, sums);
+                sum_fours(wide->rows[row - top], wide->row_sums + (row - top), wide, at->deep * CHUNK / 4, sums);
                 add_rows(the, sums, row + down, rows, column + across, 1);
                 if (to->sign)
                     add_rows(the, sums, row + second_down, rows, column + second_across, to->sign);
