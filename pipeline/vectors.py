@@ -8,6 +8,8 @@ import torch
 
 from tilecov.storage.tiling import Tiling
 
+from .openblas import quicker
+
 Array = npt.NDArray[Any]
 Slabs = Callable[[], Iterator[tuple[slice, Array]]]
 """Yields (rows, (n, k) values) of U from the first row to the last, anew at each call, in steps of the tile."""
@@ -89,7 +91,12 @@ class Room:
 def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, room: Room) -> None:
     """Add ``left @ right``, in their own precision, to ``total`` (n, m), float64, in place."""
     product = room.take(len(total), total.shape[1], right.dtype)
-    torch.mm(left, right, out=product)
+    library = quicker()
+    if library is None:
+        torch.mm(left, right, out=product)
+    else:
+        with library.threads():
+            library.add_product(product, left, right, times=1, keep=0)
     for rows in strips(total):
         total[rows].add_(product[rows])
 

@@ -5,12 +5,16 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from engine import docker_engine  # noqa: F401  (the fixture `engine`, one for all tests)
 from PIL import Image
+
+if TYPE_CHECKING:
+    from tilecov.pipeline.openblas import OpenBlas
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "twemoji64"
 
@@ -103,3 +107,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def openblas() -> "OpenBlas":
+    from tilecov.pipeline.openblas import numpys
+
+    library = numpys()
+    if library is None:
+        pytest.skip("NumPy is linked with no OpenBLAS that can be reached")
+    return library

@@ -1,27 +1,25 @@
 """LAPACK's symmetric eigendecomposition in place, by the library that is quickest on this processor.
 
-torch's LAPACK is MKL on x86, and MKL takes its plain code on processors of other makers. OpenBLAS, which NumPy's wheels
-are linked with, takes 60 to 75 % of its time on an AMD Zen 3 and loses a fifth to a tenth as much (docs/decisions.md).
-`numpy.linalg.eigh` copies, and computes in float64 alone; so LAPACK's own function is called, with the same memory as
-torch calls it.
+Where torch's is slow (see `openblas`), OpenBLAS takes 45 to 60 % of its time on an AMD Zen 3 and loses a fifth to a
+tenth as much. `numpy.linalg.eigh` copies, and computes in float64 alone.
 """
 
 import ctypes
-import platform
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
-from importlib import import_module
-from pathlib import Path
+import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-_NAMES = {torch.float32: "ssyevd", torch.float64: "dsyevd"}
-_SPELLINGS = ("scipy_{}_64_", "{}_64_")  # of OpenBLAS with integers of 64 bits: NumPy's wheels, and others
-_THREADS = ("scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads64_")
+from ..openblas import OpenBlas, at, integer, quicker
+
+_REFLECTORS = 256
+"""That are applied as one: OpenBLAS' `sormtr` takes 32, and more than twice as long."""
+_LEAST = 4 * _REFLECTORS
+"""Columns from which what these take fits into the memory that `syevd` wants."""
+_SAFE = 2.0**60
+"""LAPACK squares numbers: where the largest one is larger than this, or smaller than one over it, all are scaled."""
 
 
 def eigh_in_place(matrix: torch.Tensor) -> torch.Tensor:
@@ -38,94 +36,108 @@ def eigh_in_place(matrix: torch.Tensor) -> torch.Tensor:
     RuntimeError
         Where LAPACK does not converge, as may happen to matrices that are not finite; of others not one is known.
     """
-    library = numpys() if matrix.device.type == "cpu" and mkl_is_slow() else None
-    if library is None:
-        values = matrix.new_empty(len(matrix))
-        torch.linalg.eigh(matrix, UPLO="U", out=(values, matrix))
-        return values
-    return library.eigh_in_place(matrix)
+    library = quicker() if matrix.device.type == "cpu" else None
+    if library is not None:
+        return eigh_by(library, matrix)
+    values = matrix.new_empty(len(matrix))
+    torch.linalg.eigh(matrix, UPLO="U", out=(values, matrix))
+    return values
 
 
-@cache
-def mkl_is_slow() -> bool:
-    """Return whether torch's LAPACK is MKL on a processor that is not Intel's."""
-    if not torch.backends.mkl.is_available() or platform.machine() != "x86_64":  # type: ignore[no-untyped-call]
-        return False
-    try:
-        return "GenuineIntel" not in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-
-
-class Library:
-    """The LAPACK that NumPy is linked with.
-
-    Parameters
-    ----------
-    linked : ctypes.CDLL
-        What is linked with it.
-
-    Raises
-    ------
-    AttributeError
-        Where it is no OpenBLAS with integers of 64 bits.
-    """
-
-    def __init__(self, linked: ctypes.CDLL) -> None:
-        self._functions = {dtype: _named(linked, _SPELLINGS, name) for dtype, name in _NAMES.items()}
-        self._alone = threading.Lock()
-        self._set_threads, self._get_threads = (_named(linked, _THREADS, verb) for verb in ("set", "get"))
-
-    def eigh_in_place(self, matrix: torch.Tensor) -> torch.Tensor:
-        """Do as the function of this name, on the CPU, with as many threads as torch has."""
-        size = len(matrix)
-        if matrix.stride() != (1, size) and size > 1:
-            raise ValueError(f"a matrix of strides {matrix.stride()} does not lie column after column")
-        values = matrix.new_empty(size)
-        work = matrix.new_empty(1 + 6 * size + 2 * size**2)
-        integers = np.empty(3 + 5 * size, np.int64)
-        info = ctypes.c_int64()
-        with self._threads(torch.get_num_threads()):
-            self._functions[matrix.dtype](
-                b"V", b"L", _integer(size), _at(matrix), _integer(size), _at(values), _at(work), _integer(len(work)),
-                ctypes.c_void_p(integers.ctypes.data), _integer(len(integers)), ctypes.byref(info),
-                ctypes.c_size_t(1), ctypes.c_size_t(1),  # the lengths of the two strings, as Fortran passes them
+def eigh_by(library: OpenBlas, matrix: torch.Tensor) -> torch.Tensor:
+    """Do as `eigh_in_place`, on the CPU, with as many threads as torch has."""
+    size = len(matrix)
+    if matrix.stride() != (1, size) and size > 1:
+        raise ValueError(f"a matrix of strides {matrix.stride()} does not lie column after column")
+    values = matrix.new_empty(size)
+    work = matrix.new_empty(1 + 6 * size + 2 * size**2)
+    integers = np.empty(3 + 5 * size, np.int64)
+    place = ctypes.c_void_p(integers.ctypes.data)
+    with library.threads():
+        if size >= _LEAST:
+            _eigh_by_steps(library, matrix, values, work, (place, integer(len(integers))))
+        else:
+            library.call(
+                "syevd", matrix.dtype, b"VL", integer(size), at(matrix), integer(size), at(values), at(work),
+                integer(len(work)), place, integer(len(integers)),
             )  # fmt: skip
-        if info.value:
-            raise RuntimeError(f"LAPACK's {_NAMES[matrix.dtype]} did not converge (info {info.value})")
-        return values
-
-    @contextmanager
-    def _threads(self, count: int) -> Iterator[None]:
-        with self._alone:  # the number is that of the process
-            before = self._get_threads()
-            self._set_threads(count)
-            try:
-                yield
-            finally:
-                self._set_threads(before)
+    return values
 
 
-@cache
-def numpys() -> Library | None:
-    """Return the LAPACK of NumPy where it can be reached; None where not."""
-    try:
-        return Library(ctypes.CDLL(import_module("numpy.linalg._umath_linalg").__file__))
-    except (AttributeError, ImportError, OSError):
-        return None
+def _eigh_by_steps(
+    library: OpenBlas, matrix: torch.Tensor, values: torch.Tensor, work: torch.Tensor, integers: tuple[Any, Any]
+) -> None:
+    """Do what `syevd` does, but the last step, which takes it half of its time, with more reflectors at a time."""
+    size, dtype = len(matrix), matrix.dtype
+    scale = _scale_of(matrix)
+    if scale != 1:
+        matrix *= scale
+    vectors, rest = work[: size**2].view(size, size).mT, work[size**2 :]
+    beside, scales, rest = rest[:size], rest[size : 2 * size], rest[2 * size :]
+    library.call(
+        "sytrd", dtype, b"L", integer(size), at(matrix), integer(size), at(values), at(beside), at(scales), at(rest),
+        integer(len(rest)),
+    )  # fmt: skip
+    library.call(
+        "stedc", dtype, b"I", integer(size), at(values), at(beside), at(vectors), integer(size), at(rest),
+        integer(len(rest)), *integers,
+    )  # fmt: skip
+    _reflect(library, matrix, scales, vectors, rest)
+    matrix.copy_(vectors)
+    if scale != 1:
+        values /= scale
 
 
-def _named(linked: ctypes.CDLL, spellings: tuple[str, ...], name: str) -> Any:
-    for spelling in spellings:
-        found = getattr(linked, spelling.format(name), None)
-        if found is not None:
-            return found
-    raise AttributeError(f"{name} is not there")
+def _reflect(
+    library: OpenBlas, matrix: torch.Tensor, scales: torch.Tensor, vectors: torch.Tensor, room: torch.Tensor
+) -> None:
+    """Apply the reflectors that `sytrd` left below the diagonal to vectors, in place.
+
+    ``H_1 H_2 ... = I - V T V^T`` for `_REFLECTORS` at a time, whose T is the inverse of the upper triangle of ``V^T V``
+    with its diagonal halved (Joffrain, Low, Quintana-Orti, van de Geijn and Van Zee 2006). NumPy does what is small, as
+    torch's threads and OpenBLAS' wait for each other.
+    """
+    size, most = len(matrix), _REFLECTORS
+    first, second, third, fourth = (room[i * size * most :] for i in range(4))
+    for start in range((size - 2) // most * most, -1, -most):
+        rows = size - 1 - start
+        count = min(most, rows)
+        own = slice(start, start + count)
+        reflectors, triangle = _columns(first, rows, count), _columns(fourth, count, count)
+        _make_explicit(reflectors.numpy(), matrix[start + 1 :, own].numpy(), scales[own].numpy())
+        library.add_product(triangle, reflectors.mT, reflectors, times=1, keep=0)
+        _invert(library, triangle)
+        product, turned, below = _columns(second, count, size), _columns(third, count, size), vectors[start + 1 :]
+        library.add_product(product, reflectors.mT, below, times=1, keep=0)
+        library.add_product(turned, triangle, product, times=1, keep=0)
+        library.add_product(below, reflectors, turned, times=-1, keep=1)
 
 
-def _integer(number: int) -> Any:
-    return ctypes.byref(ctypes.c_int64(number))
+def _make_explicit(reflectors: npt.NDArray[Any], stored: npt.NDArray[Any], scales: npt.NDArray[Any]) -> None:
+    """Fill in the ones and zeros of reflectors that are stored without them; one that changes nothing is zero."""
+    reflectors[:] = stored
+    top = reflectors[: len(scales)]
+    top[:] = np.tril(top, -1)
+    np.fill_diagonal(top, scales != 0)
 
 
-def _at(tensor: torch.Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
+def _invert(library: OpenBlas, triangle: torch.Tensor) -> None:
+    """Replace ``V^T V`` by T."""
+    values = triangle.numpy()
+    diagonal = values.diagonal() / 2
+    np.fill_diagonal(values, np.where(diagonal == 0, 1, diagonal))
+    size = integer(len(triangle))
+    library.call("trtri", triangle.dtype, b"UN", size, at(triangle), size)
+    values[:] = np.triu(values)
+
+
+def _columns(room: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Return (rows, columns) numbers of some memory, column after column."""
+    return room[: rows * columns].view(columns, rows).mT
+
+
+def _scale_of(matrix: torch.Tensor) -> float:
+    """Return the power of two that brings a matrix into the range of what LAPACK squares; 1 where it is there."""
+    smallest, largest = (float(value) for value in matrix.aminmax())
+    most = max(-smallest, largest)
+    return 1.0 if not 0 < most < math.inf or 1 / _SAFE < most < _SAFE else 2.0 ** -math.frexp(most)[1]

@@ -1,35 +1,30 @@
-"""LAPACK by torch's library and by NumPy's: eigenvectors in the place of the matrix, whichever is called."""
+"""LAPACK by torch's library and by OpenBLAS: eigenvectors in the place of the matrix, whichever is called."""
 
-import ctypes
-import platform
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tilecov.pipeline.openblas import OpenBlas
 from tilecov.pipeline.svd import lapack
-from tilecov.pipeline.svd.lapack import Library, eigh_in_place, mkl_is_slow, numpys
+from tilecov.pipeline.svd.lapack import eigh_by, eigh_in_place
 
 LIMITS = {torch.float64: 2e-14, torch.float32: 1e-5}
 """What eigenpairs may be off by, relative to the largest eigenvalue (tens of roundings)."""
+STEPS = 8
+"""Reflectors at a time, so few that small matrices have several times as many."""
 
 Solve = Callable[[torch.Tensor], torch.Tensor]
 
 
-def test_the_lapack_of_numpy_can_be_reached() -> None:
-    """Else MKL's is used everywhere: this is where that would be seen, with the wheels from PyPI."""
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]  # type: ignore[call-overload]
-    assert numpys() is not None or blas != "scipy-openblas"
-
-
-@pytest.fixture(params=["torch", "numpy"])
+@pytest.fixture(params=["torch", "OpenBLAS", "OpenBLAS, step by step"])
 def solve(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Solve:
-    library = numpys()
-    if request.param == "numpy" and library is None:
-        pytest.skip("NumPy is linked with no OpenBLAS that can be reached")
-    monkeypatch.setattr(lapack, "mkl_is_slow", lambda: request.param == "numpy")
+    library = None if request.param == "torch" else request.getfixturevalue("openblas")
+    monkeypatch.setattr(lapack, "quicker", lambda: library)
+    if "step" in request.param:
+        monkeypatch.setattr(lapack, "_REFLECTORS", STEPS)
+        monkeypatch.setattr(lapack, "_LEAST", 4 * STEPS)
     return eigh_in_place
 
 
@@ -45,7 +40,7 @@ def symmetric(size: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
-@pytest.mark.parametrize("size", [1, 2, 3, 26, 200])
+@pytest.mark.parametrize("size", [1, 2, 3, 32, 41, 200])
 def test_eigenvectors_come_in_the_place_of_the_matrix(solve: Solve, dtype: torch.dtype, size: int) -> None:
     given = symmetric(size, dtype)
     whole = given.clone().mT
@@ -62,6 +57,29 @@ def test_eigenvectors_come_in_the_place_of_the_matrix(solve: Solve, dtype: torch
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("scale", [0.0, 1e-37, 1e-25, 1e25, 1e37])
+def test_matrices_far_from_one_keep_their_precision(solve: Solve, dtype: torch.dtype, scale: float) -> None:
+    given = symmetric(120, dtype)
+    whole = (given * scale).mT.clone(memory_format=torch.preserve_format)
+    values = solve(whole)
+    exact, vectors, found = given.double(), whole.double(), values.double() / (scale or 1.0)
+    limit = LIMITS[dtype] * float(exact.abs().max()) * 120**0.5
+    assert (vectors.mT @ vectors - torch.eye(120)).abs().max() < limit
+    assert (exact @ vectors * (scale > 0) - vectors * found).abs().max() < limit
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_what_is_diagonal_already_has_no_reflectors(solve: Solve, dtype: torch.dtype) -> None:
+    """Those that change nothing have no length."""
+    given = torch.arange(100.0, 0, -1).to(dtype)
+    given[40:60] = 7
+    whole = torch.diag(given).mT
+    values = solve(whole)
+    assert torch.equal(values, given.sort().values)
+    assert torch.equal(whole.abs().sum(dim=0), torch.ones(100, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("size", [30, 300])
 def test_what_is_not_finite_is_told_from_what_is(solve: Solve, dtype: torch.dtype, value: float, size: int) -> None:
@@ -75,61 +93,18 @@ def test_what_is_not_finite_is_told_from_what_is(solve: Solve, dtype: torch.dtyp
     assert not values.isfinite().all() or not whole.isfinite().all()
 
 
-def test_a_matrix_row_by_row_is_refused() -> None:
-    library = numpys()
-    if library is None:
-        pytest.skip("NumPy is linked with no OpenBLAS that can be reached")
+def test_a_matrix_row_by_row_is_refused(openblas: OpenBlas) -> None:
     with pytest.raises(ValueError, match="column after column"):
-        library.eigh_in_place(symmetric(4, torch.float64).contiguous())
+        eigh_by(openblas, symmetric(4, torch.float64).contiguous())
 
 
-def test_it_takes_torchs_threads_and_gives_numpys_back() -> None:
-    library = numpys()
-    if library is None:
-        pytest.skip("NumPy is linked with no OpenBLAS that can be reached")
-    before, seen = library._get_threads(), []
-    asked, torchs = library._set_threads, torch.get_num_threads()
-    library._set_threads = lambda count: (seen.append(count), asked(count))
-    try:
-        torch.set_num_threads(1)
-        library.eigh_in_place(symmetric(5, torch.float32).mT)
-        with pytest.raises(KeyError):
-            library.eigh_in_place(symmetric(5, torch.float32).half().mT)
-    finally:
-        torch.set_num_threads(torchs)
-        library._set_threads = asked
-    assert seen == [1, before, 1, before]
-    assert library._get_threads() == before
-
-
-def test_a_library_without_these_functions_is_none() -> None:
-    with pytest.raises(AttributeError, match="ssyevd is not there"):
-        Library(ctypes.CDLL(None))
-
-
-@pytest.mark.parametrize(
-    ("machine", "has_mkl", "text", "slow"),
-    [
-        ("x86_64", True, "vendor_id\t: AuthenticAMD\n", True),
-        ("x86_64", True, "vendor_id\t: GenuineIntel\n", False),
-        ("x86_64", False, "vendor_id\t: AuthenticAMD\n", False),
-        ("aarch64", True, "CPU implementer\t: 0x41\n", False),
-        ("x86_64", True, None, False),
-    ],
-)
-def test_mkl_is_slow_on_processors_of_other_makers(
-    machine: str, has_mkl: bool, text: str | None, slow: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def read(_: Path) -> str:
-        if text is None:
-            raise FileNotFoundError("/proc/cpuinfo")
-        return text
-
-    monkeypatch.setattr(platform, "machine", lambda: machine)
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: has_mkl)
-    monkeypatch.setattr(Path, "read_text", read)
-    mkl_is_slow.cache_clear()
-    try:
-        assert mkl_is_slow() == slow
-    finally:
-        mkl_is_slow.cache_clear()
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_with_as_many_reflectors_as_are_taken(openblas: OpenBlas, dtype: torch.dtype) -> None:
+    """The smallest matrix that is decomposed in steps just so fits into the memory that there is."""
+    size = lapack._LEAST
+    given = symmetric(size, dtype)
+    whole = given.clone().mT
+    found, vectors = eigh_by(openblas, whole).double(), whole.double()
+    limit = LIMITS[dtype] * float(given.abs().max()) * size**0.5
+    assert (given.double() @ vectors - vectors * found).abs().max() < limit
+    assert (vectors.mT @ vectors - torch.eye(size)).abs().max() < limit
