@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,14 +19,14 @@ from .slicedvectors import SlicedVectors
 from .svd.direct import SymmetricTiles
 from .svd.dual import Rows, centred
 from .units import units
-from .vectors import Array, Room, Slabs, Vectors, add_product, strips
+from .vectors import Array, Room, Slabs, Vectors, add, multiply, strips, sum_over
 
 RESIDUAL_LIMIT = 3e-5
 ORTHOGONALITY_LIMIT = 1e-5
 IDENTITY_LIMIT = 1e-5
 """What a spectrum in float32 may fall short by; LAPACK itself reaches 1.3e-5, 1e-6 and 1e-6 at d = 12,288."""
 
-_STRIP = 1024
+_STRIP = 512
 """Rows of ``U^T U`` that are summed together: half of it, the lower triangle, is left out strip by strip."""
 _BAND = 2 * 8
 """Bytes of a number of a band over rows: in float64, and what is made of it."""
@@ -140,25 +141,32 @@ class OverTiles:
         deep = _depth(vectors, slab)
         # Going over U again costs a pass where it is not held, so as many rows of float64 as there is room for.
         step = 1 if vectors.is_held else max(1, (vectors.left - (deep - 1) * slab) // (2 * slab))
-        rest = torch.empty((min(step * tiling.tile, tiling.size), len(values)), dtype=torch.float64)
-        read, multiplied = Room(), Room()
+        rest, read, multiplied = torch.empty(0, dtype=torch.float64), Room(), Room()
         for first in range(0, len(tiling), step):
             band = range(first, min(first + step, len(tiling)))
-            start = tiling.span(first).start
-            whole = rest[: tiling.span(band[-1]).stop - start].zero_()
+            start, squares = tiling.span(first).start, 0.0
             for rows, columns in vectors.groups(deep):
+                is_last = rows.stop == tiling.size
+                if not rows.start and not is_last:
+                    if not len(rest):
+                        rest = torch.empty((min(step * tiling.tile, tiling.size), len(values)), dtype=torch.float64)
+                    rest.zero_()
                 for i in band:
                     own = tiling.span(i)
-                    total = whole[own.start - start : own.stop - start]
-                    # A few tiles deep, a product in U's own precision rounds far below the limits.
-                    strip = read.take(len(total), len(columns), columns.dtype)
+                    strip = read.take(own.stop - own.start, len(columns), columns.dtype)
                     self._read(i, rows, strip)
-                    add_product(total, strip, columns, multiplied)
-                    if rows.start <= own.start < rows.stop:
-                        same = columns[own.start - rows.start : own.stop - rows.start]
-                        for part in strips(total):
+                    # A few tiles deep, a product in U's own precision rounds far below the limits.
+                    product = multiply(strip, columns, multiplied)
+                    total = rest[own.start - start : own.stop - start] if len(rest) else None
+                    is_own = rows.start <= own.start < rows.stop
+                    same = columns[own.start - rows.start : own.stop - rows.start] if is_own else None
+                    if is_last:
+                        squares += sum_over(product, total, partial(_squared_rest, same, scale))
+                    elif total is not None:
+                        add(total, product)
+                        for part in strips(total) if same is not None else ():
                             total[part].sub_(same[part] * scale)
-            yield float(torch.sum(whole.square_()))
+            yield squares
 
     def _read(self, i: int, columns: slice, strip: torch.Tensor) -> None:
         """Read tile row ``i`` of these columns, whole tiles, into ``strip``."""
@@ -310,20 +318,39 @@ def _deviations(vectors: Vectors, rank: int) -> Iterator[float]:
     width = max(1, min(rank, _STRIP, most))
     todo, room = deque(Tiling(rank, width).spans() if rank else ()), Room()
     while todo:
-        grams: list[tuple[slice, torch.Tensor]] = []
+        grams: list[slice] = []
+        totals: dict[int, torch.Tensor] = {}
         left = 0 if vectors.is_held else vectors.left // 2
         while todo and (not grams or left >= 8 * width * (rank - todo[0].start)):
-            columns = todo.popleft()
-            gram = torch.zeros((columns.stop - columns.start, rank - columns.start), dtype=torch.float64)
-            left -= 8 * gram.numel()
-            grams.append((columns, gram))
-        for _, block in vectors.groups(_depth(vectors, 4 * _STRIP * rank)):
-            for columns, gram in grams:
-                add_product(gram, block[:, columns].T, block[:, columns.start :], room)
-        for _, gram in grams:
-            gram.diagonal().sub_(1)
-            squares = gram.square_()
-            yield float(squares[:, : len(gram)].sum() + 2 * squares[:, len(gram) :].sum())
+            grams.append(todo.popleft())
+            left -= 8 * width * (rank - grams[-1].start)
+        for rows, block in vectors.groups(_depth(vectors, 4 * _STRIP * rank)):
+            for columns in grams:
+                product = multiply(block[:, columns].T, block[:, columns.start :], room)
+                total = totals.get(columns.start)
+                if rows.stop == vectors.size:
+                    yield sum_over(product, total, partial(_squared_deviation, len(product)))
+                elif total is None:
+                    totals[columns.start] = product.to(torch.float64, copy=True)
+                else:
+                    add(total, product)
+
+
+def _squared_deviation(width: int, values: torch.Tensor, rows: slice) -> float:
+    """Return the squared norm of some ``rows`` of a strip of ``U^T U - I``, from its square on the diagonal on.
+
+    What lies beside the square, of ``width`` columns, is there twice.
+    """
+    values.diagonal(rows.start).sub_(1)
+    squares = values.square_()
+    return float(squares[:, :width].sum() + 2 * squares[:, width:].sum())
+
+
+def _squared_rest(same: torch.Tensor | None, scale: torch.Tensor, values: torch.Tensor, rows: slice) -> float:
+    """Return the squared norm of some ``rows`` of ``S U - U diag(LA)``, whose second part may be subtracted already."""
+    if same is not None:
+        values.sub_(same[rows] * scale)
+    return float(values.square_().sum())
 
 
 def _depth(vectors: Vectors, slab: int) -> int:

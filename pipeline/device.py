@@ -16,7 +16,7 @@ from .units import exact_functions
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-_WHOLE_TILE = 1024
+WHOLE_TILE = 1024
 """Columns of a tile that all threads have parts of."""
 _NARROW = 8
 """Rows and columns below which a CPU's int8 products are padded: of a single one torch tells oneDNN wrong strides."""
@@ -127,7 +127,7 @@ def choose_kernel(device: torch.device, name: str = "", *, whole: bool = False) 
         # Nothing else comes near matrix units, but float32 may to AVX2.
         alone = name or first.functions.chosen() == "amx"
         float32 = among[-1]
-        if alone or rate_of(first, width=_WHOLE_TILE) >= rate_of(float32) or not is_exact(float32):
+        if alone or rate_of(first, width=WHOLE_TILE) >= rate_of(float32) or not is_exact(float32):
             return first
         return float32
     exact = [kernel for kernel in among if is_exact(kernel)]
@@ -157,8 +157,9 @@ def _kernel_of(device: str, name: str) -> Kernel:
     return choose_kernel(torch.device(device), name)
 
 
+@cache
 def rate_of(kernel: Kernel, rows: int = ROWS_ALWAYS_EXACT, width: int = 512) -> float:
-    """Measure how many operations a second ``kernel`` does, two for each product of values."""
+    """Measure how many operations a second ``kernel`` does, two for each product of values, once a process."""
     block = torch.ones((rows, width), dtype=kernel.dtype, device=kernel.device)
     if kernel.functions is None:
         seconds = best_of(3, lambda: float(kernel.product(block, block)[0, 0]))

@@ -5,8 +5,8 @@ import gc
 import os
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -110,6 +110,23 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+@contextmanager
+def old_objects_at_rest() -> Iterator[None]:
+    """Have no garbage collection look at the objects that are there already, of which torch alone has 200,000.
+
+    It holds the interpreter's lock for a fifth of a second on some processors. What the caller froze before stays frozen
+    (`gc.freeze`).
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def keep_freed(*, keep: bool) -> None:
     """Have the C library (glibc) keep what is freed for the next arrays, or give large arrays back to the system.
 
@@ -185,9 +202,9 @@ def _product_rates(device: str) -> tuple[float, float]:
 @cache
 def _exact_rate(device: str) -> float:
     """Return operations a second of exact products; measured once a process."""
-    from .device import kernel_of, rate_of
+    from .device import WHOLE_TILE, kernel_of, rate_of
 
-    return rate_of(kernel_of(device), 1024, 1024)
+    return rate_of(kernel_of(device), width=WHOLE_TILE)  # as it was measured when the kernel was chosen
 
 
 @cache

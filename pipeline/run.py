@@ -16,6 +16,7 @@ from tilecov.storage.runs import FORMAT, LEDGER, REPORT, WORK, RunFolder, now, v
 
 from .errors import BusyError, CertificateError, DoesNotFitError, OtherJobError
 from .job import Job
+from .machine import old_objects_at_rest
 from .observer import Observer
 from .plan import Plan, plan
 from .sizes import show_size
@@ -67,7 +68,7 @@ def go_on(job: Job, shards: tuple[Shard, ...], folder: RunFolder, begin: Any, ob
             _tidy(folder, observer)
             return manifest
     try:
-        with lease(folder.root):
+        with lease(folder.root), old_objects_at_rest():
             manifest = folder.load()
             if manifest is None:
                 manifest = begin()

@@ -14,7 +14,9 @@ Array = npt.NDArray[Any]
 Slabs = Callable[[], Iterator[tuple[slice, Array]]]
 """Yields (rows, (n, k) values) of U from the first row to the last, anew at each call, in steps of the tile."""
 
-_STRIP = 1 << 17  # float64 numbers that are made on the way at a time
+_STRIP = 1 << 15
+"""Float64 numbers that are worked on at a time: they stay in a core's second cache, and torch takes one thread for
+them, while those of another library may still be waiting for more."""
 
 
 class Vectors:
@@ -33,7 +35,9 @@ class Vectors:
     """
 
     def __init__(self, slabs: Slabs, size: int, rank: int, budget: int, beside: int = 0) -> None:
-        self._slabs, self._size, self._rank = slabs, size, rank
+        self._slabs, self._rank = slabs, rank
+        self.size = size
+        """Rows of U, d."""
         self._held = self._hold(budget - beside)
         self.left = budget - (self._held.nbytes if self._held is not None else 0)
         """Bytes of the budget that U does not take."""
@@ -46,15 +50,15 @@ class Vectors:
     def groups(self, count: int) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield ``count`` slabs at a time as (rows, values), each valid until the next."""
         if self._held is not None:
-            yield from ((rows, self._held[rows]) for rows in Tiling(self._size, self._step * count).spans())
+            yield from ((rows, self._held[rows]) for rows in Tiling(self.size, self._step * count).spans())
             return
         first, buffer = 0, torch.empty(0)
         for rows, values in self._slabs():
             if not len(buffer):
-                buffer = _like(values, min(count * len(values), self._size), self._rank)
+                buffer = _like(values, min(count * len(values), self.size), self._rank)
             filled = buffer[: rows.stop - first]
             filled[rows.start - first :].numpy()[:] = values
-            if len(filled) == len(buffer) or rows.stop == self._size:
+            if len(filled) == len(buffer) or rows.stop == self.size:
                 yield slice(first, rows.stop), filled
                 first = rows.stop
 
@@ -62,9 +66,9 @@ class Vectors:
         held = torch.empty(0)
         for rows, values in self._slabs():
             if not rows.start:
-                if self._size * self._rank * values.itemsize > budget:
+                if self.size * self._rank * values.itemsize > budget:
                     return None
-                held, self._step = _like(values, self._size, self._rank), len(values)
+                held, self._step = _like(values, self.size, self._rank), len(values)
             held[rows].numpy()[:] = values
         return held
 
@@ -88,17 +92,35 @@ class Room:
         return self._buffer[: rows * columns].view(rows, columns)
 
 
-def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, room: Room) -> None:
-    """Add ``left @ right``, in their own precision, to ``total`` (n, m), float64, in place."""
-    product = room.take(len(total), total.shape[1], right.dtype)
-    library = quicker()
+def multiply(left: torch.Tensor, right: torch.Tensor, room: Room) -> torch.Tensor:
+    """Return ``left @ right`` in their own precision, by the library that is quickest; ``room`` is used for it."""
+    product, library = room.take(len(left), right.shape[1], right.dtype), quicker()
     if library is None:
-        torch.mm(left, right, out=product)
-    else:
-        with library.threads():
-            library.add_product(product, left, right, times=1, keep=0)
+        return torch.mm(left, right, out=product)
+    with library.threads():
+        library.add_product(product, left, right, times=1, keep=0)
+    return product
+
+
+def add(total: torch.Tensor, product: torch.Tensor) -> None:
+    """Add ``product`` to ``total``, float64, in place."""
     for rows in strips(total):
         total[rows].add_(product[rows])
+
+
+def sum_over(
+    product: torch.Tensor, total: torch.Tensor | None, measure: Callable[[torch.Tensor, slice], float]
+) -> float:
+    """Return the sum of ``measure(values, rows)`` over a few rows at a time of ``total + product``, in float64.
+
+    No more of the sum is ever made, and it is worked on while a core's cache holds it. ``measure`` may overwrite its
+    values, and ``product`` may be overwritten too.
+    """
+    found = 0.0
+    for rows in strips(product):
+        values = product[rows].double()
+        found += measure(values if total is None else values.add_(total[rows]), rows)
+    return found
 
 
 def strips(matrix: torch.Tensor) -> Iterator[slice]:
