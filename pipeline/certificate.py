@@ -164,8 +164,9 @@ class OverTiles:
                         squares += sum_over(product, total, partial(_squared_rest, same, scale))
                     elif total is not None:
                         add(total, product)
-                        for part in strips(total) if same is not None else ():
-                            total[part].sub_(same[part] * scale)
+                        if same is not None:
+                            for part in strips(total):
+                                total[part].sub_(same[part] * scale)
             yield squares
 
     def _read(self, i: int, columns: slice, strip: torch.Tensor) -> None:

@@ -114,8 +114,8 @@ def release_memory() -> None:
 def old_objects_at_rest() -> Iterator[None]:
     """Have no garbage collection look at the objects that are there already, of which torch alone has 200,000.
 
-    It holds the interpreter's lock for a fifth of a second on some processors. What the caller froze before stays frozen
-    (`gc.freeze`).
+    It holds the interpreter's lock for a fifth of a second on some processors. What the caller froze before
+    (`gc.freeze`) stays frozen.
     """
     if gc.get_freeze_count():
         yield
@@ -187,16 +187,22 @@ def measure(device: str, folder: str | None = None) -> Machine:
 
 @cache
 def _product_rates(device: str) -> tuple[float, float]:
-    """Return operations a second in float32 and float64; measured once a process."""
+    """Return operations a second in float32 and float64; measured once a process.
+
+    A CPU's vectors hold half as many float64, so there these are not measured.
+    """
     import torch
 
     from .device import choose_device
 
+    chosen = choose_device(device)
+
     def rate(dtype: torch.dtype) -> float:
-        factor = torch.ones((_MEASURED, _MEASURED), dtype=dtype, device=choose_device(device))
+        factor = torch.ones((_MEASURED, _MEASURED), dtype=dtype, device=chosen)
         return 2 * _MEASURED**3 / best_of(2, lambda: float(torch.mm(factor.T, factor)[0, 0]))
 
-    return rate(torch.float32), rate(torch.float64)
+    single = rate(torch.float32)
+    return single, single / 2 if chosen.type == "cpu" else rate(torch.float64)
 
 
 @cache

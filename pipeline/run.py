@@ -272,12 +272,12 @@ def _carry_out(
                 manifest["state"] = "running"
                 observer.note(f"{error}; it is decomposed again in float64")
         manifest["stages"] = {name: manifest["stages"][name] for name in names}
-        reset_peak()  # what was kept for the next stage goes back
     if not job.keep_rows:
         folder.root.remove(WORK)  # before the run is called complete: nothing is left behind where it is killed here
     manifest["state"], manifest["completed"] = "complete", now()
     folder.save(manifest)
     _report(folder, observer)
+    reset_peak()  # what was kept for the next stage, and for the tiles of the report, goes back
     return manifest
 
 

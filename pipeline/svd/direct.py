@@ -3,7 +3,7 @@
 The covariance is symmetric and positive semidefinite, so its SVD is its eigendecomposition in descending order.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,9 @@ from tilecov.storage.tiling import Tiling
 
 from .lapack import eigh_in_place
 
-_COLUMNS = 256  # worked on at a time, so that no second matrix is made
+_COLUMNS = 64
+"""Eigenvectors that are worked on at a time, so that no second matrix is made. NumPy does it on one thread: torch's
+would wait for those of OpenBLAS, which look for more work for a while."""
 
 
 class SymmetricTiles(Protocol):
@@ -57,19 +59,19 @@ def decompose(matrix: SymmetricTiles, dtype: torch.dtype, device: torch.device) 
     whole = assemble(matrix, dtype).to(device).mT
     values = eigh_in_place(whole)
     vectors = whole.cpu()
-    _reverse(vectors.mT)
+    _reverse(vectors.mT.numpy())
     return values.cpu().flip(0), vectors
 
 
-def _reverse(rows: torch.Tensor) -> None:
+def _reverse(rows: npt.NDArray[Any]) -> None:
     """Put the last row first, and so on, in place."""
     count = len(rows)
     for start in range(0, count // 2, _COLUMNS):
         stop = min(start + _COLUMNS, count // 2)
         first, last = rows[start:stop], rows[count - stop : count - start]
-        kept = first.flip(0)
-        first.copy_(last.flip(0))
-        last.copy_(kept)
+        kept = first[::-1].copy()
+        first[:] = last[::-1]
+        last[:] = kept
 
 
 def settle(values: torch.Tensor, vectors: torch.Tensor, rows: int) -> None:
@@ -99,7 +101,9 @@ def clear(values: torch.Tensor, rows: int) -> None:
 
 def orient(vectors: torch.Tensor) -> None:
     """Make the largest component of each column of ``vectors``, (d, k), positive, in place."""
-    for start in range(0, vectors.shape[1], _COLUMNS):
-        block = vectors[:, start : start + _COLUMNS]
-        largest = block.abs().argmax(dim=0, keepdim=True)
-        block *= torch.where(block.gather(0, largest) < 0, -1, 1)
+    values = vectors.numpy()
+    for start in range(0, values.shape[1], _COLUMNS):
+        block = values[:, start : start + _COLUMNS]
+        largest = np.abs(block).argmax(axis=0)
+        is_negative = np.take_along_axis(block, largest[None], 0) < 0
+        block *= np.where(is_negative, -1, 1).astype(block.dtype)

@@ -83,7 +83,7 @@ def _eigh_by_steps(
         integer(len(rest)), *integers,
     )  # fmt: skip
     _reflect(library, matrix, scales, vectors, rest)
-    matrix.copy_(vectors)
+    matrix.mT.numpy()[:] = vectors.mT.numpy()
     if scale != 1:
         values /= scale
 
@@ -138,6 +138,6 @@ def _columns(room: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
 
 def _scale_of(matrix: torch.Tensor) -> float:
     """Return the power of two that brings a matrix into the range of what LAPACK squares; 1 where it is there."""
-    smallest, largest = (float(value) for value in matrix.aminmax())
+    smallest, largest = (float(value) for value in matrix.mT.aminmax())  # as it lies
     most = max(-smallest, largest)
     return 1.0 if not 0 < most < math.inf or 1 / _SAFE < most < _SAFE else 2.0 ** -math.frexp(most)[1]
