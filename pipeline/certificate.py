@@ -28,6 +28,8 @@ IDENTITY_LIMIT = 1e-5
 
 _STRIP = 512
 """Rows of ``U^T U`` that are summed together: half of it, the lower triangle, is left out strip by strip."""
+_SLAB = 1024
+"""Rows of a slab of U, as tiles have them where nobody says otherwise."""
 _BAND = 2 * 8
 """Bytes of a number of a band over rows: in float64, and what is made of it."""
 _DEEPEST = 4
@@ -325,7 +327,7 @@ def _deviations(vectors: Vectors, rank: int) -> Iterator[float]:
         while todo and (not grams or left >= 8 * width * (rank - todo[0].start)):
             grams.append(todo.popleft())
             left -= 8 * width * (rank - grams[-1].start)
-        for rows, block in vectors.groups(_depth(vectors, 4 * _STRIP * rank)):
+        for rows, block in vectors.groups(_depth(vectors, 4 * _SLAB * rank)):
             for columns in grams:
                 product = multiply(block[:, columns].T, block[:, columns.start :], room)
                 total = totals.get(columns.start)

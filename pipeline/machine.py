@@ -115,11 +115,12 @@ def old_objects_at_rest() -> Iterator[None]:
     """Have no garbage collection look at the objects that are there already, of which torch alone has 200,000.
 
     It holds the interpreter's lock for a fifth of a second on some processors. What the caller froze before
-    (`gc.freeze`) stays frozen.
+    (`gc.freeze`) stays frozen, and of what is garbage already the young is collected first.
     """
     if gc.get_freeze_count():
         yield
         return
+    gc.collect(1)
     gc.freeze()
     try:
         yield

@@ -16,7 +16,6 @@ from tilecov.storage.runs import FORMAT, LEDGER, REPORT, WORK, RunFolder, now, v
 
 from .errors import BusyError, CertificateError, DoesNotFitError, OtherJobError
 from .job import Job
-from .machine import old_objects_at_rest
 from .observer import Observer
 from .plan import Plan, plan
 from .sizes import show_size
@@ -68,7 +67,7 @@ def go_on(job: Job, shards: tuple[Shard, ...], folder: RunFolder, begin: Any, ob
             _tidy(folder, observer)
             return manifest
     try:
-        with lease(folder.root), old_objects_at_rest():
+        with lease(folder.root):
             manifest = folder.load()
             if manifest is None:
                 manifest = begin()
@@ -250,35 +249,38 @@ def _carry_out(
 
     from .context import Context
     from .executors import executor_of
-    from .machine import reset_peak
+    from .machine import old_objects_at_rest, reset_peak
     from .spectra import refine
     from .stages import repair
 
     planned = Plan.load(manifest["plan"])
     _check_memory(job, planned, manifest)
     observer.planned(planned)
-    with executor_of(job) as executor:
-        context = Context(job, shards, folder, manifest, planned, executor, observer)
-        names = [stage.name for stage in planned.stages]
-        while todo := [stage for stage in planned.stages if stage.name not in manifest["stages"]]:
-            try:
-                _do_stage(context, todo[0])
-            except DamagedTileError as error:
-                if not repair(context, todo[0].name, error):
-                    raise
-            except CertificateError as error:
-                if not refine(context):
-                    raise
-                manifest["state"] = "running"
-                observer.note(f"{error}; it is decomposed again in float64")
-        manifest["stages"] = {name: manifest["stages"][name] for name in names}
-    if not job.keep_rows:
-        folder.root.remove(WORK)  # before the run is called complete: nothing is left behind where it is killed here
-    manifest["state"], manifest["completed"] = "complete", now()
-    folder.save(manifest)
-    _report(folder, observer)
-    reset_peak()  # what was kept for the next stage, and for the tiles of the report, goes back
-    return manifest
+    with old_objects_at_rest():  # torch's among them, which is there now
+        with executor_of(job) as executor:
+            context = Context(job, shards, folder, manifest, planned, executor, observer)
+            names = [stage.name for stage in planned.stages]
+            while todo := [stage for stage in planned.stages if stage.name not in manifest["stages"]]:
+                try:
+                    _do_stage(context, todo[0])
+                except DamagedTileError as error:
+                    if not repair(context, todo[0].name, error):
+                        raise
+                except CertificateError as error:
+                    if not refine(context):
+                        raise
+                    manifest["state"] = "running"
+                    observer.note(f"{error}; it is decomposed again in float64")
+            manifest["stages"] = {name: manifest["stages"][name] for name in names}
+        if not job.keep_rows:
+            folder.root.remove(
+                WORK
+            )  # before the run is called complete: nothing is left behind where it is killed here
+        manifest["state"], manifest["completed"] = "complete", now()
+        folder.save(manifest)
+        _report(folder, observer)
+        reset_peak()  # what was kept for the next stage, and for the tiles of the report, goes back
+        return manifest
 
 
 def _tidy(folder: RunFolder, observer: Observer) -> None:

@@ -5,7 +5,6 @@ tenth as much. `numpy.linalg.eigh` copies, and computes in float64 alone.
 """
 
 import ctypes
-import math
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,9 @@ import torch
 from ..openblas import OpenBlas, at, integer, quicker
 
 _REFLECTORS = 256
-"""That are applied as one: OpenBLAS' `sormtr` takes 32, and more than twice as long."""
+"""That are applied as one: OpenBLAS' `sormtr` takes 32, and nearly twice as long."""
 _LEAST = 4 * _REFLECTORS
 """Columns from which what these take fits into the memory that `syevd` wants."""
-_SAFE = 2.0**60
-"""LAPACK squares numbers: where the largest one is larger than this, or smaller than one over it, all are scaled."""
 
 
 def eigh_in_place(matrix: torch.Tensor) -> torch.Tensor:
@@ -67,11 +64,11 @@ def eigh_by(library: OpenBlas, matrix: torch.Tensor) -> torch.Tensor:
 def _eigh_by_steps(
     library: OpenBlas, matrix: torch.Tensor, values: torch.Tensor, work: torch.Tensor, integers: tuple[Any, Any]
 ) -> None:
-    """Do what `syevd` does, but the last step, which takes it half of its time, with more reflectors at a time."""
+    """Do what `syevd` does, but the last step, which takes it half of its time, with more reflectors at a time.
+
+    `syevd` scales what is far from one beforehand. These steps need none: each scales what it squares.
+    """
     size, dtype = len(matrix), matrix.dtype
-    scale = _scale_of(matrix)
-    if scale != 1:
-        matrix *= scale
     vectors, rest = work[: size**2].view(size, size).mT, work[size**2 :]
     beside, scales, rest = rest[:size], rest[size : 2 * size], rest[2 * size :]
     library.call(
@@ -84,8 +81,6 @@ def _eigh_by_steps(
     )  # fmt: skip
     _reflect(library, matrix, scales, vectors, rest)
     matrix.mT.numpy()[:] = vectors.mT.numpy()
-    if scale != 1:
-        values /= scale
 
 
 def _reflect(
@@ -134,10 +129,3 @@ def _invert(library: OpenBlas, triangle: torch.Tensor) -> None:
 def _columns(room: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     """Return (rows, columns) numbers of some memory, column after column."""
     return room[: rows * columns].view(columns, rows).mT
-
-
-def _scale_of(matrix: torch.Tensor) -> float:
-    """Return the power of two that brings a matrix into the range of what LAPACK squares; 1 where it is there."""
-    smallest, largest = (float(value) for value in matrix.mT.aminmax())  # as it lies
-    most = max(-smallest, largest)
-    return 1.0 if not 0 < most < math.inf or 1 / _SAFE < most < _SAFE else 2.0 ** -math.frexp(most)[1]

@@ -87,8 +87,12 @@ def assert_measures(found: Certificate, wanted: dict[str, float | None], toleran
 @pytest.mark.parametrize("budget", [0, 1, 700, 20_000, 10**9])
 @pytest.mark.parametrize(("size", "tile"), [(1, 1), (40, 16), (48, 16), (23, 1), (30, 100)])
 @pytest.mark.parametrize("part", [1.0, 0.4])
-def test_every_measure_is_its_definition_for_any_budget(size: int, tile: int, part: float, budget: int) -> None:
-    """A spectrum that is wrong throughout, so that no measure is zero by luck."""
+@pytest.mark.parametrize("strip", [64, 1 << 15])
+def test_every_measure_is_its_definition_for_any_budget(
+    size: int, tile: int, part: float, strip: int, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spectrum that is wrong throughout, so that no measure is zero by luck, in one strip and in many."""
+    monkeypatch.setattr("tilecov.pipeline.vectors._STRIP", strip)
     rng = np.random.default_rng(size)
     S = covariance(size)
     U, LA = spectrum_of(S, max(1, int(part * size)))

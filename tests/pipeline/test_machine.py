@@ -1,13 +1,16 @@
 """What a container may use is read from its cgroup, of either version; what is freed is kept, or is not."""
 
+import gc
 import platform
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tilecov.pipeline import machine
+from tilecov.pipeline import Job, machine, run
 
 
 @pytest.fixture
@@ -75,3 +78,54 @@ def test_freed_arrays_are_kept_for_the_next_ones_or_given_back() -> None:
     out = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
     given_back, kept, again = map(int, out.split())
     assert 10 * kept < min(given_back, again), out
+
+
+@pytest.fixture
+def unfrozen() -> Iterator[None]:
+    """Begin and end with no object frozen, whatever fails."""
+    assert gc.get_freeze_count() == 0
+    yield
+    gc.unfreeze()
+
+
+class Knot:
+    """What only a garbage collection frees."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+@pytest.mark.usefixtures("unfrozen")
+def test_objects_are_frozen_for_a_while_and_young_garbage_goes_before() -> None:
+    knot = weakref.ref(Knot())
+    with machine.old_objects_at_rest():
+        assert knot() is None
+        frozen = gc.get_freeze_count()
+        assert frozen > 1000
+        with machine.old_objects_at_rest():  # of another run, say
+            pass
+        assert gc.get_freeze_count() == frozen
+    assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.usefixtures("unfrozen")
+def test_what_a_caller_froze_stays_frozen_and_what_fails_is_undone() -> None:
+    with pytest.raises(KeyError), machine.old_objects_at_rest():
+        raise KeyError
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+    with machine.old_objects_at_rest():
+        pass
+    assert gc.get_freeze_count() > 0
+
+
+@pytest.mark.usefixtures("unfrozen")
+def test_a_run_is_not_disturbed_by_the_objects_of_before(
+    shards: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor are they frozen afterwards."""
+    frozen: list[int] = []
+    monkeypatch.setattr("tilecov.pipeline.report.write_report", lambda _: frozen.append(gc.get_freeze_count()))
+    run(Job(shards=tuple(shards()), resolution=8, out=str(tmp_path / "run")))
+    assert frozen[0] > 100_000  # torch's among them
+    assert gc.get_freeze_count() == 0
