@@ -273,9 +273,8 @@ def _carry_out(
                     observer.note(f"{error}; it is decomposed again in float64")
             manifest["stages"] = {name: manifest["stages"][name] for name in names}
         if not job.keep_rows:
-            folder.root.remove(
-                WORK
-            )  # before the run is called complete: nothing is left behind where it is killed here
+            # Before the run is called complete: nothing is left behind where it is killed here.
+            folder.root.remove(WORK)
         manifest["state"], manifest["completed"] = "complete", now()
         folder.save(manifest)
         _report(folder, observer)
