@@ -24,7 +24,6 @@ _SPELLINGS = ("scipy_{}_64_", "{}_64_")  # with integers of 64 bits: NumPy's whe
 _THREADS = ("scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads64_")
 
 
-@cache
 def quicker() -> "OpenBlas | None":
     """Return OpenBLAS where it can be reached and torch's library is slow; None where not."""
     return numpys() if mkl_is_slow() else None

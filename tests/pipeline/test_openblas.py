@@ -103,11 +103,7 @@ def test_a_library_without_these_functions_is_none() -> None:
 @pytest.mark.parametrize("is_slow", [True, False])
 def test_it_is_called_where_torchs_library_is_slow(is_slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "mkl_is_slow", lambda: is_slow)
-    quicker.cache_clear()
-    try:
-        assert quicker() is (numpys() if is_slow else None)
-    finally:
-        quicker.cache_clear()
+    assert quicker() is (numpys() if is_slow else None)
 
 
 @pytest.mark.parametrize(
