@@ -150,7 +150,7 @@ typedef struct {
     const char *name;
     void (*pack_strip)(const uint8_t *, Py_ssize_t, Py_ssize_t, Py_ssize_t, uint8_t *, int32_t *);
     void (*multiply)(const product *, void *);
-    Py_ssize_t room; /* bytes that it works in; 0 where it keeps the sums of a part there */
+    Py_ssize_t room; /* bytes that it works in besides the sums of a part */
 } kernels;
 
 static const kernels all[] = {
@@ -193,7 +193,7 @@ static Py_ssize_t packed_bytes(Py_ssize_t columns, Py_ssize_t chunks)
 /* Bytes that a part of a total takes while it is worked on. */
 static Py_ssize_t room_for(Py_ssize_t rows, Py_ssize_t columns)
 {
-    return best.room ? best.room : whole_pairs(rows) * whole_pairs(columns) * (Py_ssize_t)sizeof(int32_t);
+    return best.room + whole_pairs(rows) * whole_pairs(columns) * (Py_ssize_t)sizeof(int32_t);
 }
 
 /* Whether so many rows have sums that int32 holds; 0 with an exception set where not. */

@@ -20,6 +20,7 @@ typedef struct {
     int16_t rows[TALL][DEPTH];
     int16_t columns[DEPTH / 2][STRIP][2];
     int32_t row_sums[TALL], column_sums[STRIP]; /* x0 x2 + x1 x3, and so on */
+    int32_t total[][HEIGHT][STRIP]; /* of a part, column by column: its rows in memory push each other out of the caches */
 } widened;
 
 /* Up to two of four blocks, the second added or, for -1, subtracted; 0 where there is none. */
@@ -122,8 +123,9 @@ TARGET static inline __attribute__((always_inline)) void widen_columns(
     else \
         call(the, at, from, -1, __VA_ARGS__);
 
-/* Four products a column and row, `i` of those in the registers. Compilers were seen to keep sums in memory instead. */
-#define ROW_STEP(i) \
+/* Four products a column and row, `i` of those in the registers, `next` in memory. Compilers were seen to keep sums in
+ * memory instead. */
+#define ROW_STEP(i, next) \
     __asm__("vpbroadcastd %[x01], %[a]\n\t" \
             "vpbroadcastd %[x23], %[b]\n\t" \
             "vpaddw %[l0], %[a], %[t]\n\t" \
@@ -135,97 +137,113 @@ TARGET static inline __attribute__((always_inline)) void widen_columns(
             "vpaddd %[t], %[one], %[one]\n\t" \
             "vpaddd %[a], %[other], %[other]" \
             : [one] "+&x"(one##i), [other] "+&x"(other##i), [a] "=&x"(a), [b] "=&x"(b), [t] "=&x"(t), [u] "=&x"(u) \
-            : [x01] "m"(*(const int32_t *)(const void *)(row + i * DEPTH)), \
-              [x23] "m"(*(const int32_t *)(const void *)(row + i * DEPTH + 2)), [f0] "x"(f0), [f1] "x"(f1), [l0] "x"(l0), \
-              [l1] "x"(l1));
-#define ROW_START(i) \
+            : [x01] "m"(*(const int32_t *)(const void *)(row + i * DEPTH + next)), \
+              [x23] "m"(*(const int32_t *)(const void *)(row + i * DEPTH + next + 2)), [f0] "x"(f0), [f1] "x"(f1), \
+              [l0] "x"(l0), [l1] "x"(l1));
+#define ROW_START(i, _) \
     const __m256i of##i = _mm256_set1_epi32(own[i]); \
     __m256i one##i = _mm256_sub_epi32(left, of##i), other##i = _mm256_sub_epi32(right, of##i);
-#define ROW_END(i) \
-    _mm256_store_si256((__m256i *)(void *)sums[i], one##i); \
-    _mm256_store_si256((__m256i *)(void *)sums[i] + 1, other##i);
-#define ALL_ROWS(of) of(0) of(1) of(2) of(3)
+#define ADD_ROW(i, _) \
+    to[2 * i] = _mm256_add_epi32(to[2 * i], one##i); \
+    to[2 * i + 1] = _mm256_add_epi32(to[2 * i + 1], other##i);
+#define SUBTRACT_ROW(i, _) \
+    to[2 * i] = _mm256_sub_epi32(to[2 * i], one##i); \
+    to[2 * i + 1] = _mm256_sub_epi32(to[2 * i + 1], other##i);
+#define ALL_ROWS(of, ...) of(0, __VA_ARGS__) of(1, __VA_ARGS__) of(2, __VA_ARGS__) of(3, __VA_ARGS__)
+#define FOUR(next) \
+    { \
+        const __m256i f0 = _mm256_load_si256(at + next), f1 = _mm256_load_si256(at + next + 1); \
+        const __m256i l0 = _mm256_load_si256(at + next + 2), l1 = _mm256_load_si256(at + next + 3); \
+        ALL_ROWS(ROW_STEP, next) \
+    }
 
-/* Sum HEIGHT rows by STRIP columns. */
-TARGET static inline void sum_fours(
-    const int16_t *row, const int32_t *own, const widened *from, Py_ssize_t fours, int32_t sums[HEIGHT][STRIP])
+/* Sum HEIGHT rows by STRIP columns, add them to one place, and add them to another or, for -1, subtract them there. */
+TARGET static inline void sum_eights(
+    const int16_t *row, const int32_t *own, const widened *from, Py_ssize_t eights, __m256i *to, __m256i *other, int sign)
 {
     const __m256i *at = (const __m256i *)(const void *)from->columns;
     const __m256i *theirs = (const __m256i *)(const void *)from->column_sums;
     const __m256i left = _mm256_sub_epi32(_mm256_setzero_si256(), theirs[0]);
     const __m256i right = _mm256_sub_epi32(_mm256_setzero_si256(), theirs[1]);
     __m256i a, b, t, u;
-    ALL_ROWS(ROW_START)
-    for (; fours; fours--, row += 4, at += 4) {
-        const __m256i f0 = _mm256_load_si256(at), f1 = _mm256_load_si256(at + 1);
-        const __m256i l0 = _mm256_load_si256(at + 2), l1 = _mm256_load_si256(at + 3);
-        ALL_ROWS(ROW_STEP)
+    ALL_ROWS(ROW_START, 0)
+    for (; eights; eights--, row += 8, at += 8) {
+        FOUR(0)
+        FOUR(4)
     }
-    ALL_ROWS(ROW_END)
-}
-
-/* Add to rows of the total, or subtract from them, up to STRIP columns. */
-TARGET static inline void add_rows(
-    const product *the, int32_t sums[HEIGHT][STRIP], Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column, int sign)
-{
-    const Py_ssize_t left = the->last_column - column, columns = left < STRIP ? left : STRIP;
-    for (Py_ssize_t i = 0; i < rows; i++) {
-        const Py_ssize_t start = (row + i) * the->stride + column;
-        if (the->wide) {
-            int64_t *to = (int64_t *)the->total + start;
-            for (Py_ssize_t j = 0; j < columns; j++)
-                to[j] += sign * sums[i][j];
-        } else if (columns == STRIP) { /* may pass int32 on its way, and comes back */
-            __m256i *to = (__m256i *)(void *)((int32_t *)the->total + start);
-            const __m256i *from = (const __m256i *)(const void *)sums[i];
-            for (int j = 0; j < 2; j++) {
-                const __m256i old = _mm256_loadu_si256(to + j), more = _mm256_load_si256(from + j);
-                _mm256_storeu_si256(to + j, sign > 0 ? _mm256_add_epi32(old, more) : _mm256_sub_epi32(old, more));
-            }
-        } else {
-            int32_t *to = (int32_t *)the->total + start;
-            for (Py_ssize_t j = 0; j < columns; j++)
-                to[j] += sums[i][j];
-        }
+    ALL_ROWS(ADD_ROW, 0)
+    to = other;
+    if (sign > 0) {
+        ALL_ROWS(ADD_ROW, 0)
+    } else if (sign < 0) {
+        ALL_ROWS(SUBTRACT_ROW, 0)
     }
 }
 
-/* While sums are made, what they are added to comes. */
-TARGET static inline void fetch(const product *the, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column)
+/* Blocks of HEIGHT rows of a part of the total. */
+static inline Py_ssize_t heights(const product *the)
 {
-    const Py_ssize_t item = the->wide ? sizeof(int64_t) : sizeof(int32_t);
-    for (Py_ssize_t i = 0; i < rows; i++)
-        _mm_prefetch((const char *)the->total + item * ((row + i) * the->stride + column), _MM_HINT_T0);
+    return (the->last_row - the->first_row + HEIGHT - 1) / HEIGHT;
+}
+
+/* Where the sums of HEIGHT rows by STRIP columns are, of a place's block of four. */
+static inline __m256i *sums_at(
+    const product *the, const place *at, int block, Py_ssize_t row, Py_ssize_t column, widened *wide)
+{
+    row += block / 2 * at->rows - the->first_row;
+    column += block % 2 * at->columns - the->first_column;
+    return (__m256i *)(void *)wide->total[column / STRIP * heights(the) + row / HEIGHT];
+}
+
+/* Where the rows of a strip of columns end: a diagonal part has nothing below its squares of STRIP. */
+static inline Py_ssize_t end_of(const product *the, Py_ssize_t bottom, Py_ssize_t column)
+{
+    return the->is_diagonal && column + STRIP < bottom ? column + STRIP : bottom;
 }
 
 /* Make one product and add it. */
 TARGET static void take(const product *the, const place *at, const step *step, widened *wide)
 {
-    _Alignas(64) int32_t sums[HEIGHT][STRIP];
     const blocks *to = &step->total;
-    const Py_ssize_t down = to->first / 2 * at->rows, across = to->first % 2 * at->columns;
-    const Py_ssize_t second_down = to->second / 2 * at->rows, second_across = to->second % 2 * at->columns;
     for (Py_ssize_t top = at->row; top < at->row + at->rows; top += TALL) {
         const Py_ssize_t left = at->row + at->rows - top, bottom = top + (left < TALL ? left : TALL);
         BY_SIGN(widen_rows, the, at, &step->left, top, bottom - top, wide)
         for (Py_ssize_t column = at->column; column < at->column + at->columns; column += STRIP) {
-            const Py_ssize_t diagonal = column + STRIP;
-            const Py_ssize_t end = the->is_diagonal && diagonal < bottom ? diagonal : bottom;
+            const Py_ssize_t end = end_of(the, bottom, column);
             if (top >= end)
                 continue;
             BY_SIGN(widen_columns, the, at, &step->right, column, wide)
-            for (Py_ssize_t row = top; row < end; row += HEIGHT) {
-                const Py_ssize_t rows = end - row < HEIGHT ? end - row : HEIGHT;
-                fetch(the, row + down, rows, column + across);
-                if (to->sign)
-                    fetch(the, row + second_down, rows, column + second_across);
-                sum_fours(wide->rows[row - top], wide->row_sums + (row - top), wide, at->deep * CHUNK / 4, sums);
-                add_rows(the, sums, row + down, rows, column + across, 1);
-                if (to->sign)
-                    add_rows(the, sums, row + second_down, rows, column + second_across, to->sign);
-            }
+            __m256i *sums = sums_at(the, at, to->first, top, column, wide);
+            __m256i *others = sums_at(the, at, to->second, top, column, wide);
+            for (Py_ssize_t row = 0; row < end - top; row += HEIGHT, sums += 2 * HEIGHT, others += 2 * HEIGHT)
+                sum_eights(wide->rows[row], wide->row_sums + row, wide, at->deep * CHUNK / 8, sums, others, to->sign);
         }
     }
+}
+
+/* Add to a row of the total, of which columns lie in a part. */
+TARGET static inline void add_row(const product *the, const int32_t *sums, Py_ssize_t row, Py_ssize_t column)
+{
+    const Py_ssize_t left = the->last_column - column, columns = left < STRIP ? left : STRIP;
+    const Py_ssize_t start = row * the->stride + column;
+    if (the->wide)
+        for (Py_ssize_t j = 0; j < columns; j++)
+            ((int64_t *)the->total)[start + j] += sums[j];
+    else
+        for (Py_ssize_t j = 0; j < columns; j++)
+            ((int32_t *)the->total)[start + j] += sums[j];
+}
+
+/* Add a part's sums to the total. */
+TARGET static void add_total(const product *the, const widened *wide)
+{
+    for (Py_ssize_t i = 0; i < heights(the); i++)
+        for (Py_ssize_t column = the->first_column; column < the->last_column; column += STRIP) {
+            const int32_t (*from)[STRIP] = wide->total[(column - the->first_column) / STRIP * heights(the) + i];
+            const Py_ssize_t first = the->first_row + i * HEIGHT, end = end_of(the, the->last_row, column);
+            for (Py_ssize_t row = first; row < first + HEIGHT && row < end; row++)
+                add_row(the, from[row - first], row, column);
+        }
 }
 
 TARGET static void multiply_avx2(const product *the, void *room)
@@ -234,7 +252,8 @@ TARGET static void multiply_avx2(const product *the, void *room)
     const Py_ssize_t rows = the->last_row - the->first_row, columns = the->last_column - the->first_column;
     const int is_above = !the->is_diagonal || the->first_column >= the->last_row - 1;
     place at = {the->first_row, the->first_column, 0, rows, columns, DEEP_AVX2};
-    if (is_above && rows % 2 == 0 && columns % (2 * STRIP) == 0) {
+    memset(wide->total, 0, (size_t)((columns + STRIP - 1) / STRIP * heights(the)) * sizeof *wide->total);
+    if (is_above && rows % (2 * HEIGHT) == 0 && columns % (2 * STRIP) == 0) {
         const Py_ssize_t steps = sizeof strassen / sizeof *strassen;
         at.rows /= 2;
         at.columns /= 2;
@@ -248,4 +267,5 @@ TARGET static void multiply_avx2(const product *the, void *room)
         at.deep = the->chunks - at.chunk < DEEP_AVX2 ? the->chunks - at.chunk : DEEP_AVX2;
         take(the, &at, &whole, wide);
     }
+    add_total(the, wide);
 }

@@ -186,8 +186,8 @@ class Costs:
         """
         if not self.is_exact:
             return rows * columns * (4 + 8 // max(1, tiles_of(self.job.size)))
-        if self.machine.kernel == "int8":  # a tile column twice, and some sums of each thread
-            return rows * (columns + tile_of(self.job.size)) + (self.machine.cores << 20)
+        if self.machine.kernel == "int8":  # a tile column twice, and what each thread works in
+            return rows * (columns + tile_of(self.job.size)) + self.machine.cores * (3 << 19)
         return rows * columns * 4
 
     def accumulator(self, entries: int, *, wide: bool = False) -> int:

@@ -8,7 +8,7 @@ instructions at all, in which case float32 would be the alternative: see `units`
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from types import ModuleType
 from typing import Any
@@ -27,6 +27,8 @@ _PAIR = 32
 """Columns that the units' registers hold."""
 _HIGH, _WIDE = 512, 512
 """The parts of a tile that one thread adds to at a time; on matrix units their sums stay in its second cache."""
+_NARROWEST = 128
+"""Columns that a part is cut down to where threads would wait for others: the fewer, the more often rows are read."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,26 @@ class Packed:
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of tile (i, j) that one thread adds to."""
+    """A part of tile (i, j) that one thread adds to: those rows, those columns."""
 
     tile: npt.NDArray[Any]
     left: Bytes
     one: Packed
     other: Packed
     is_diagonal: bool
-    first_row: int
-    first_column: int
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the diagonal goes through it, so that half of it is left out."""
+        return self.is_diagonal and self.columns[0] == self.rows[0]
+
+    def cut(self, pieces: int) -> list["_Part"]:
+        """Return up to so many parts of its columns."""
+        first, last = self.columns
+        step = max(_NARROWEST, -(-(last - first) // (pieces * _PAIR)) * _PAIR)
+        return [replace(self, columns=(start, min(start + step, last))) for start in range(first, last, step)]
 
 
 def packed_bytes(rows: int, width: int) -> int:
@@ -112,11 +125,11 @@ class ExactAdder(Crew):
             parts = [
                 _Part(tile.numpy(), left, packed[i], packed[j], i == j, high, wide)
                 for (_, j), tile in row
-                for high in range(0, packed[i].width, _HIGH)
-                for wide in range(0, packed[j].width, _WIDE)
-                if i != j or wide + _WIDE > high
+                for high in _spans(packed[i].width, _HIGH)
+                for wide in _spans(packed[j].width, _WIDE)
+                if i != j or wide[1] > high[0]
             ]
-            self.each(self._add_part, parts)
+            self.each(self._add_part, _shared_out(parts, self.threads))
 
     def _turned(self, packed: Packed) -> Bytes:
         """Return a left factor: the transpose of what was made ready as a right one."""
@@ -131,12 +144,10 @@ class ExactAdder(Crew):
 
     def _add_part(self, part: _Part) -> None:
         one, other, tile = part.one, part.other, part.tile
-        rows = part.first_row, min(part.first_row + _HIGH, one.width)
-        columns = part.first_column, min(part.first_column + _WIDE, other.width)
         with self.room() as sums:
             self._functions.add(
                 tile, stride(tile, 0), tile.itemsize, part.left, other.data, one.rows, one.width, other.width,
-                part.is_diagonal, *rows, *columns, sums,
+                part.is_diagonal, *part.rows, *part.columns, sums,
             )  # fmt: skip
 
     def _take_rows(self, key: Any, rows: int, width: int) -> Bytes:
@@ -149,3 +160,17 @@ class ExactAdder(Crew):
             self._kept.pop(key, None)  # frees the smaller one before there is another
             self._kept[key] = kept = large_pages(size)
         return kept[:size]
+
+
+def _spans(width: int, most: int) -> list[tuple[int, int]]:
+    return [(start, min(start + most, width)) for start in range(0, width, most)]
+
+
+def _shared_out(parts: list[_Part], threads: int) -> list[_Part]:
+    """Return the parts in an order in which threads end at about the same time.
+
+    Whole ones come first, then halves, then pieces of those that some threads would have had one more of than others.
+    """
+    whole, halves = [part for part in parts if not part.is_half], [part for part in parts if part.is_half]
+    even = len(whole) // threads * threads
+    return [*whole[:even], *halves, *(piece for part in whole[even:] for piece in part.cut(threads))]

@@ -102,7 +102,7 @@ def test_threads_and_parts_change_nothing(functions: ModuleType) -> None:
     columns = [np.random.default_rng(2).integers(0, 256, (300, width), np.uint8) for width in (1100, 600)]
     before = torch.get_num_threads()
     try:
-        for threads in (1, 3):
+        for threads in (1, 2, 3, 8):  # as many as parts, and more: some are cut
             torch.set_num_threads(threads)
             assert_exact(added(functions, columns, np.int32), columns)
     finally:
