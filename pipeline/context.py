@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 from tilecov.storage.listing import Shard
@@ -15,6 +16,7 @@ from .covariance import Array
 from .decoders import PictureBudget
 from .errors import OtherJobError
 from .executors import SerialExecutor, TaskExecutor, run_all
+from .finishing import Finishing
 from .job import Job
 from .ledgers import combine
 from .momentstore import MomentsStore, Source, Whole, uint8_origin
@@ -54,6 +56,11 @@ class Context:
     plan: Plan
     executor: TaskExecutor
     observer: Observer
+
+    @cached_property
+    def finishing(self) -> Finishing:
+        """What notes its stages as finished."""
+        return Finishing(self.run)
 
     @property
     def tiling(self) -> Tiling:

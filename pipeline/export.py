@@ -15,11 +15,17 @@ Float = npt.NDArray[np.float32]
 
 
 def write_artifacts(
-    folder: Folder, values: npt.NDArray[np.float64], vectors: TileMatrix, mean: npt.NDArray[np.float64]
+    folder: Folder,
+    values: npt.NDArray[np.float64],
+    vectors: TileMatrix,
+    mean: npt.NDArray[np.float64],
+    *,
+    flush: bool = True,
 ) -> dict[str, str]:
     """Write U.pt (d, k), LA.pt (k), Vh.pt (k, d) and mean.pt (d), float32; return their SHA-256 by name.
 
-    U and Vh are written side by side; of each a band of tiles is in memory at a time.
+    U and Vh are written side by side; of each a band of tiles is in memory at a time. Without ``flush`` it is the
+    caller who sees to it that local files reach the disk.
     """
     size, rank = vectors.shape
     files: dict[str, tuple[tuple[int, ...], Iterable[Float]]] = {
@@ -31,7 +37,7 @@ def write_artifacts(
 
     def write(name: str) -> str:
         shape, slabs = files[name]
-        return write_tensor(folder, name, shape, slabs)
+        return write_tensor(folder, name, shape, slabs, flush=flush)
 
     found = dict(zip(files, side_by_side(write, files), strict=True))
     return {name: found[name] for name in ("U.pt", "LA.pt", "Vh.pt", "mean.pt")}

@@ -260,17 +260,20 @@ def _carry_out(
         with executor_of(job) as executor:
             context = Context(job, shards, folder, manifest, planned, executor, observer)
             names = [stage.name for stage in planned.stages]
-            while todo := [stage for stage in planned.stages if stage.name not in manifest["stages"]]:
-                try:
-                    _do_stage(context, todo[0])
-                except DamagedTileError as error:
-                    if not repair(context, todo[0].name, error):
-                        raise
-                except CertificateError as error:
-                    if not refine(context):
-                        raise
-                    manifest["state"] = "running"
-                    observer.note(f"{error}; it is decomposed again in float64")
+            try:
+                while todo := [stage for stage in planned.stages if stage.name not in manifest["stages"]]:
+                    try:
+                        _do_stage(context, todo[0])
+                    except DamagedTileError as error:
+                        if not repair(context, todo[0].name, error):
+                            raise
+                    except CertificateError as error:
+                        if not refine(context):
+                            raise
+                        manifest["state"] = "running"
+                        observer.note(f"{error}; it is decomposed again in float64")
+            finally:
+                context.finishing.wait()
             manifest["stages"] = {name: manifest["stages"][name] for name in names}
         if not job.keep_rows:
             # Before the run is called complete: nothing is left behind where it is killed here.
@@ -338,5 +341,5 @@ def _do_stage(context: Any, predicted: Any) -> None:
         "peak_memory": max(peak or 0, peak_bytes()),
         "predicted": {"seconds": round(predicted.seconds, 3), "peak_memory": predicted.memory},
     }
-    context.run.save(context.manifest)
+    context.finishing.note(context.manifest)
     context.observer.finished(predicted.name, seconds)

@@ -219,7 +219,7 @@ def _create(context: Context, rank: int) -> TileMatrix:
 
 def _finish(context: Context, values: Array, record: dict[str, Any]) -> None:
     write_vector(open_group(context.run.folder(STATISTICS), writable=True), "eigenvalues", values)
-    context.run.folder(STATISTICS).sync()
+    context.finishing.flush(STATISTICS)
     precision = str(dtype_in(context)).removeprefix("torch.") if context.plan.method != "dual" else "float64"
     found = {"method": context.plan.method, "precision": precision, "rank": len(values)}
     context.manifest["spectrum"] = {**found, **record}

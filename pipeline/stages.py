@@ -76,11 +76,11 @@ def merge(context: Context) -> None:
         _finish_staged(context)
     else:
         _add_parts(context)
-    context.run.folder(MOMENTS).sync()
+    context.finishing.flush(MOMENTS)
     _write_ledger(context)
     if not context.job.keep_rows and context.plan.method != "dual":
-        context.run.root.remove(f"{WORK}/rows")
-    context.run.root.remove(f"{WORK}/moments")
+        context.finishing.remove(f"{WORK}/rows")
+    context.finishing.remove(f"{WORK}/moments")
 
 
 def _finish_staged(context: Context) -> None:
@@ -143,7 +143,7 @@ def augment(context: Context) -> None:
     for step in steps:
         step()
         context.observer.advance(1)
-    context.run.folder(MOMENTS).sync()
+    context.finishing.flush(MOMENTS)
     context.note_digest("augmented")
 
 
@@ -157,7 +157,7 @@ def statistics(context: Context) -> None:
         store = MomentsStore.open(context.run, name)
         if store.count > 1:  # the covariance of a single row is undefined; its moments are there
             _finalise(context, store, name)
-    context.run.folder(STATISTICS).sync()
+    context.finishing.flush(STATISTICS)
 
 
 def _finalise(context: Context, store: MomentsStore, name: str) -> None:
@@ -197,7 +197,9 @@ def artifacts(context: Context) -> None:
     group = open_group(context.run.folder(STATISTICS))
     vectors = TileMatrix.open(group, "eigenvectors")
     folder = context.run.folder(ARTIFACTS)
-    sums = write_artifacts(folder, read_vector(group, "eigenvalues"), vectors, read_vector(group, "mean"))
+    mean = read_vector(group, "mean")
+    sums = write_artifacts(folder, read_vector(group, "eigenvalues"), vectors, mean, flush=False)
+    context.finishing.flush(ARTIFACTS)
     context.manifest["artifacts"] = {name: {"sha256": digest} for name, digest in sums.items()}
     context.observer.advance(4)
 
@@ -217,6 +219,7 @@ def certify(context: Context) -> None:
     context.manifest["certificate"] = found.as_dict()
     if found.breaches():
         context.manifest["state"] = "failed"
+        context.finishing.wait()
         context.run.save(context.manifest)
         raise CertificateError(f"the spectrum of {context.run.url} falls short: {'; '.join(found.breaches())}")
     context.observer.advance(1)

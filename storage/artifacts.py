@@ -71,7 +71,9 @@ class _Hashing(io.RawIOBase):
         return len(memoryview(data).cast("B"))
 
 
-def write_tensor(folder: Folder, name: str, shape: tuple[int, ...], slabs: Iterable[npt.NDArray[np.float32]]) -> str:
+def write_tensor(
+    folder: Folder, name: str, shape: tuple[int, ...], slabs: Iterable[npt.NDArray[np.float32]], *, flush: bool = True
+) -> str:
     """Write ``slabs``, one after another, as one float32 tensor file.
 
     Parameters
@@ -81,6 +83,8 @@ def write_tensor(folder: Folder, name: str, shape: tuple[int, ...], slabs: Itera
     shape : tuple of int
         Of the tensor; the slabs are its values in C order.
     slabs : iterable of float32 arrays
+    flush : bool
+        Whether a local file is on the disk when this returns; see ``Folder.writing``.
 
     Returns
     -------
@@ -94,7 +98,7 @@ def write_tensor(folder: Folder, name: str, shape: tuple[int, ...], slabs: Itera
     """
     count = int(np.prod(shape, dtype=np.int64))
     stem = _stem(name)
-    with folder.writing(name) as raw:
+    with folder.writing(name, flush=flush) as raw:
         sink = _Hashing(raw)
         with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
             pickled = io.BytesIO()

@@ -119,11 +119,11 @@ class Folder:
             yield cast("BinaryIO", stream)
 
     @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[BinaryIO]:
+    def writing(self, name: str, *, flush: bool = True) -> Iterator[BinaryIO]:
         """Open file ``name`` for writing; it appears whole when the block ends, and not at all when it raises.
 
         Local files are written beside their place, flushed to the disk and renamed; object stores show an object only
-        when its upload is complete.
+        when its upload is complete. Without ``flush`` a local file survives a power cut after ``sync`` only.
         """
         if protocols_of(self.fs) & _SHOWS_UNFINISHED:
             with self._writing_beside(name) as stream:
@@ -147,9 +147,11 @@ class Folder:
             with beside.open("wb") as stream:
                 yield stream
                 stream.flush()
-                os.fsync(stream.fileno())
+                if flush:
+                    os.fsync(stream.fileno())
             beside.replace(target)
-            _sync(target.parent)
+            if flush:
+                _sync(target.parent)
         finally:
             beside.unlink(missing_ok=True)
 

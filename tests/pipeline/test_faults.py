@@ -50,11 +50,11 @@ def test_a_crash_at_any_write_is_resumed(tmp_path: Path, strategy: Strategy, mon
     for attempt in range(200):
         left = [attempt % 12]
 
-        def writing(self: Folder, name: str, left: list[int] = left) -> Any:
+        def writing(self: Folder, name: str, left: list[int] = left, **how: bool) -> Any:
             left[0] -= "lease" not in name
             if left[0] < 0:
                 raise Crash
-            return original(self, name)
+            return original(self, name, **how)
 
         monkeypatch.setattr(Folder, "writing", writing)
         try:
@@ -103,11 +103,11 @@ def test_a_crash_at_the_very_end_leaves_nothing_undone(
     job = Job(shards=paths, resolution=4, rank=4, out=str(tmp_path / "run"))
     original, lease, held = getattr(Folder, method), tmp_path / "run" / LEASE, {}
 
-    def crashing(self: Folder, name: str = "") -> Any:
+    def crashing(self: Folder, name: str = "", **how: bool) -> Any:
         if name == at:
             held.update(json.loads(lease.read_bytes()))
             raise Crash
-        return original(self, name)
+        return original(self, name, **how)
 
     monkeypatch.setattr(Folder, method, crashing)
     with pytest.raises(Crash):

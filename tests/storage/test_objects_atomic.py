@@ -147,6 +147,17 @@ def test_sync_reaches_every_file_and_folder(local: Folder, monkeypatch: pytest.M
     assert {str(path) for path in (root, *root.rglob("*"))} <= set(synced)
 
 
+@pytest.mark.parametrize("flush", [True, False])
+def test_a_file_can_be_left_to_sync(local: Folder, monkeypatch: pytest.MonkeyPatch, *, flush: bool) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    with local.writing("a", flush=flush) as stream:
+        stream.write(b"1")
+        assert not local.exists("a")
+    assert local.read("a") == b"1"
+    assert bool(synced) == flush
+
+
 def test_sync_goes_past_what_another_writer_has_moved_to_its_place(
     local: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
