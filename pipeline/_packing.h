@@ -11,9 +11,9 @@ TARGET static void NAMED(pack_strip)(
         const uint8_t *four = from + row * stride;
         Py_ssize_t apart = stride;
         if (row + 4 > rows || columns < STRIP) { /* what is not there becomes zero */
-            for (Py_ssize_t i = 0; i < 4; i++)
-                for (Py_ssize_t j = 0; j < STRIP; j++)
-                    few[i][j] = row + i < rows && j < columns ? four[i * stride + j] : 128;
+            memset(few, 128, sizeof few);
+            for (Py_ssize_t i = 0; i < 4 && row + i < rows; i++)
+                memcpy(few[i], four + i * stride, (size_t)(columns < STRIP ? columns : STRIP));
             four = few[0];
             apart = STRIP;
         }

@@ -162,12 +162,12 @@ def rate_of(kernel: Kernel, rows: int = ROWS_ALWAYS_EXACT, width: int = 512) -> 
     """Measure how many operations a second ``kernel`` does, two for each product of values, once a process."""
     block = torch.ones((rows, width), dtype=kernel.dtype, device=kernel.device)
     if kernel.functions is None:
-        seconds = best_of(3, lambda: float(kernel.product(block, block)[0, 0]))
+        seconds = best_of(2, lambda: float(kernel.product(block, block)[0, 0]))
     else:
         total = torch.zeros((width, width), dtype=torch.int32)
         with ExactAdder(kernel.functions, {}) as adder:
             ready = dict.fromkeys((0, 1), adder.pack(0, block.numpy().view(np.uint8)))  # once for a row of tiles
-            seconds = best_of(3, lambda: adder.add([((0, 1), total)], ready))
+            seconds = best_of(2, lambda: adder.add([((0, 1), total)], ready))
     return 2.0 * rows * width**2 / seconds
 
 

@@ -18,6 +18,8 @@ def tilecov(
 ) -> Trial:  # fmt: skip
     """Run the job: shards to artifacts and certificate; ``pinned`` to a single processor."""
     import jinja2  # noqa: F401  (imports are not timed, here as in the reference)
+    import numpy.ma
+    import numpy.random  # noqa: F401
     import torch  # noqa: F401
 
     from tilecov.pipeline import Job, facts, run, spectra, stages  # noqa: F401
