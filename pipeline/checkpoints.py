@@ -73,7 +73,7 @@ class KrylovState:
         self._changed, self._saved = stop, time.monotonic()
 
     def forget(self) -> None:
-        """Remove everything: the spectrum is written."""
+        """Remove everything: the spectrum is noted."""
         self._run.forget(_STAGE, _TASK)
         self._run.root.remove(self._prefix)
 

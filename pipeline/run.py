@@ -260,7 +260,7 @@ def _carry_out(
         with executor_of(job) as executor:
             context = Context(job, shards, folder, manifest, planned, executor, observer)
             names = [stage.name for stage in planned.stages]
-            try:
+            with context.finishing:
                 while todo := [stage for stage in planned.stages if stage.name not in manifest["stages"]]:
                     try:
                         _do_stage(context, todo[0])
@@ -270,14 +270,10 @@ def _carry_out(
                     except CertificateError as error:
                         if not refine(context):
                             raise
-                        manifest["state"] = "running"
                         observer.note(f"{error}; it is decomposed again in float64")
-            finally:
-                context.finishing.wait()
             manifest["stages"] = {name: manifest["stages"][name] for name in names}
-        if not job.keep_rows:
-            # Before the run is called complete: nothing is left behind where it is killed here.
-            folder.root.remove(WORK)
+        # Before the run is called complete: nothing is left behind where it is killed here.
+        folder.root.remove(f"{WORK}/moments" if job.keep_rows else WORK)
         manifest["state"], manifest["completed"] = "complete", now()
         folder.save(manifest)
         _report(folder, observer)

@@ -57,7 +57,7 @@ def _randomized(context: Context) -> None:
     )  # fmt: skip
     _some(context, len(values))
     _keep(context, values.cpu(), vectors.cpu(), record.as_dict())
-    state.forget()
+    context.finishing.afterwards(state.forget)
 
 
 def _dual(context: Context) -> None:
@@ -181,6 +181,8 @@ def refine(context: Context) -> bool:
     context.manifest["precision"] = "float64"
     for name in ("spectrum", "artifacts", "certificate"):
         context.manifest["stages"].pop(name, None)
+    context.manifest["state"] = "running"
+    context.run.save(context.manifest)  # before anything replaces what was noted as finished
     return True
 
 

@@ -1,6 +1,7 @@
 """The stages of a run, in the order of the plan. Each is safe to repeat."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,8 +80,8 @@ def merge(context: Context) -> None:
     context.finishing.flush(MOMENTS)
     _write_ledger(context)
     if not context.job.keep_rows and context.plan.method != "dual":
-        context.finishing.remove(f"{WORK}/rows")
-    context.finishing.remove(f"{WORK}/moments")
+        context.finishing.afterwards(partial(context.run.root.remove, f"{WORK}/rows"))
+    context.finishing.afterwards(partial(context.run.root.remove, f"{WORK}/moments"))
 
 
 def _finish_staged(context: Context) -> None:

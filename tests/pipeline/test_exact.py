@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tilecov.pipeline.device import choose_kernel, is_exact, kernel_in_c, rate_of
-from tilecov.pipeline.exact import ExactAdder, packed_bytes
+from tilecov.pipeline.exact import ExactAdder, _shared_out, packed_bytes
 from tilecov.pipeline.units import compiled_exact, exact_functions
 
 Rows = npt.NDArray[np.uint8]
@@ -102,11 +102,36 @@ def test_threads_and_parts_change_nothing(functions: ModuleType) -> None:
     columns = [np.random.default_rng(2).integers(0, 256, (300, width), np.uint8) for width in (1100, 600)]
     before = torch.get_num_threads()
     try:
-        for threads in (1, 2, 3, 8):  # as many as parts, and more: some are cut
+        for threads in (1, 3):
             torch.set_num_threads(threads)
             assert_exact(added(functions, columns, np.int32), columns)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("threads", "kind"), [(2, np.int64), (4, np.int32)])
+def test_parts_that_are_cut_are_exact(
+    functions: ModuleType, monkeypatch: pytest.MonkeyPatch, threads: int, kind: type
+) -> None:
+    """Three whole parts: one of them in two, or all of them in four, deep enough to be halved where that is quick."""
+    counts: list[tuple[int, int]] = []
+
+    def shared_out(parts: list[Any], number: int) -> list[Any]:
+        found = _shared_out(parts, number)
+        counts.append((len(parts), len(found)))
+        return found
+
+    monkeypatch.setattr("tilecov.pipeline.exact._shared_out", shared_out)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    count = 70 if functions.chosen() == "plain" else 1090
+    columns = [np.random.default_rng(7).integers(0, 256, (count, width), np.uint8) for width in (1024, 512)]
+    tiles = added(functions, columns, kind)
+    assert counts == [(5, 6 if threads == 2 else 14), (1, 1)]
+    for (i, j), tile in tiles.items():
+        wanted = 1 + about_128(columns[i]).astype(float).T @ about_128(columns[j]).astype(float)  # below 2**53
+        if i == j:
+            tile, wanted = np.triu(tile), np.triu(wanted)  # noqa: PLW2901  (what is below is not wanted)
+        np.testing.assert_array_equal(tile, wanted)
 
 
 def test_memory_is_kept_for_the_next_rows(functions: ModuleType) -> None:

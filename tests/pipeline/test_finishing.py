@@ -2,12 +2,16 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
 from tilecov.pipeline import Job, run
+from tilecov.pipeline.context import Context
+from tilecov.pipeline.errors import CertificateError
 from tilecov.pipeline.finishing import Finishing
+from tilecov.pipeline.stages import STAGES
 from tilecov.pipeline.verify import verify
 from tilecov.storage.objects import Folder
 from tilecov.storage.runs import MANIFEST, MOMENTS, STATISTICS, RunFolder
@@ -36,7 +40,7 @@ def test_a_stage_is_noted_after_its_files_were_flushed(folder: RunFolder, monkey
     folder.root.write("work", b"")
     finishing, manifest = Finishing(folder), {"format": 1, "stages": {"merge": {}}}
     finishing.flush("moments")
-    finishing.remove("work")
+    finishing.afterwards(lambda: folder.root.remove("work"))
     finishing.note(manifest)
     assert flushing.wait(LONG)
     manifest["stages"]["statistics"] = {}  # type: ignore[index]
@@ -68,13 +72,73 @@ def test_what_kept_files_from_the_disk_is_raised_once(folder: RunFolder, monkeyp
     folder.root.write("work", b"")
     finishing = Finishing(folder)
     finishing.flush("moments")
-    finishing.remove("work")
+    finishing.afterwards(lambda: folder.root.remove("work"))
     finishing.note({"format": 1})
     with pytest.raises(OSError, match="no space left"):
         finishing.note({"format": 1, "more": 1})
     finishing.wait()
     assert folder.load() is None
     assert folder.root.names() == ["work"]
+
+
+def test_an_interruption_leaves_nothing_behind(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a thread that would write when the run's lease is somebody else's."""
+    flushed, interrupted = threading.Event(), KeyboardInterrupt("stop")
+    monkeypatch.setattr(Folder, "sync", lambda _: flushed.wait(LONG))
+    original, left = Future.result, [interrupted, interrupted]
+
+    def result(future: "Future[None]", timeout: float | None = None) -> None:
+        if left:
+            raise left.pop()
+        flushed.set()
+        original(future, timeout)
+
+    finishing = Finishing(folder)
+    monkeypatch.setattr(Future, "result", result)
+    with pytest.raises(KeyboardInterrupt), finishing:  # noqa: PT012
+        finishing.flush("moments")
+        finishing.note({"format": 1})
+        finishing.note({"format": 1, "later": True})
+    assert folder.load() == {"format": 1}
+
+
+def test_of_two_errors_the_first_is_raised(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sync(_: Folder) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Folder, "sync", sync)
+    with pytest.raises(ValueError, match="of the stage"), Finishing(folder) as finishing:  # noqa: PT012
+        finishing.flush("moments")
+        finishing.note({"format": 1})
+        raise ValueError("of the stage")
+
+
+def test_what_falls_short_is_no_longer_noted_when_it_is_replaced(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that stops while its spectrum is decomposed again takes no artifacts of the old one for the new one's."""
+    seen: list[list[str]] = []
+    job = Job(shards=tuple(shards()), resolution=8, out=str(tmp_path / "run"))
+    found = RunFolder(Folder(str(tmp_path / "run")))
+
+    def decompose(context: Context) -> None:
+        manifest = found.load()
+        assert manifest is not None
+        seen.append(list(manifest["stages"]))
+        spectrum(context)
+
+    def certify(context: Context) -> None:
+        if len(seen) == 1:
+            context.finishing.wait()
+            raise CertificateError("it falls short")
+        certificate(context)
+
+    spectrum, certificate = STAGES["spectrum"], STAGES["certificate"]
+    changed = {**STAGES, "spectrum": decompose, "certificate": certify}
+    monkeypatch.setattr("tilecov.pipeline.stages.STAGES", changed)
+    monkeypatch.setattr("tilecov.pipeline.methods.QUICK", 0)
+    assert run(job)["precision"] == "float64"
+    assert seen[1] == ["moments", "merge", "statistics"]
 
 
 @pytest.mark.parametrize(("failing", "noted"), [(MOMENTS, ["moments"]), (STATISTICS, ["moments", "merge"])])
