@@ -23,6 +23,18 @@ typedef struct {
     int wide, is_diagonal; /* whether the total is of int64; whether it is symmetric */
 } product;
 
+/* Add so many sums to a row of the total, from a column on, in the instructions of whoever calls. */
+static inline void add_row(const product *the, const int32_t *sums, Py_ssize_t row, Py_ssize_t column, Py_ssize_t columns)
+{
+    const Py_ssize_t place = row * the->stride + column;
+    if (the->wide)
+        for (Py_ssize_t j = 0; j < columns; j++)
+            ((int64_t *)the->total)[place + j] += sums[j];
+    else
+        for (Py_ssize_t j = 0; j < columns; j++)
+            ((int32_t *)the->total)[place + j] += sums[j];
+}
+
 #ifdef HAS_AVX2
 #define FLIPPED(from) \
     _mm_xor_si128(_mm_loadu_si128((const __m128i *)(const void *)(from)), _mm_set1_epi8((char)0x80))

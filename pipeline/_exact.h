@@ -5,15 +5,8 @@ TARGET static inline void NAMED(add_sums)(const product *the, const int32_t *sum
 {
     const Py_ssize_t rows = the->last_row - row < PAIR ? the->last_row - row : PAIR;
     const Py_ssize_t columns = the->last_column - column < PAIR ? the->last_column - column : PAIR;
-    for (Py_ssize_t i = 0; i < rows; i++, sums += PAIR) {
-        const Py_ssize_t place = (row + i) * the->stride + column;
-        if (the->wide)
-            for (Py_ssize_t j = 0; j < columns; j++)
-                ((int64_t *)the->total)[place + j] += sums[j];
-        else
-            for (Py_ssize_t j = 0; j < columns; j++)
-                ((int32_t *)the->total)[place + j] += sums[j];
-    }
+    for (Py_ssize_t i = 0; i < rows; i++, sums += PAIR)
+        add_row(the, sums, row + i, column, columns);
 }
 
 /* Add to a part of a tile of the total; below the diagonal only what lies in a square of PAIR on it. */

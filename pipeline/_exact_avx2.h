@@ -221,19 +221,6 @@ TARGET static void take(const product *the, const place *at, const step *step, w
     }
 }
 
-/* Add to a row of the total, of which columns lie in a part. */
-TARGET static inline void add_row(const product *the, const int32_t *sums, Py_ssize_t row, Py_ssize_t column)
-{
-    const Py_ssize_t left = the->last_column - column, columns = left < STRIP ? left : STRIP;
-    const Py_ssize_t start = row * the->stride + column;
-    if (the->wide)
-        for (Py_ssize_t j = 0; j < columns; j++)
-            ((int64_t *)the->total)[start + j] += sums[j];
-    else
-        for (Py_ssize_t j = 0; j < columns; j++)
-            ((int32_t *)the->total)[start + j] += sums[j];
-}
-
 /* Add a part's sums to the total. */
 TARGET static void add_total(const product *the, const widened *wide)
 {
@@ -241,8 +228,9 @@ TARGET static void add_total(const product *the, const widened *wide)
         for (Py_ssize_t column = the->first_column; column < the->last_column; column += STRIP) {
             const int32_t (*from)[STRIP] = wide->total[(column - the->first_column) / STRIP * heights(the) + i];
             const Py_ssize_t first = the->first_row + i * HEIGHT, end = end_of(the, the->last_row, column);
+            const Py_ssize_t left = the->last_column - column, columns = left < STRIP ? left : STRIP;
             for (Py_ssize_t row = first; row < first + HEIGHT && row < end; row++)
-                add_row(the, from[row - first], row, column);
+                add_row(the, from[row - first], row, column, columns);
         }
 }
 

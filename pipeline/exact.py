@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tilecov.storage.tiling import Tiling
+
 from .crew import Bytes, Crew
 from .memory import large_pages, span, stride
 
@@ -58,19 +60,20 @@ class _Part:
     one: Packed
     other: Packed
     is_diagonal: bool
-    rows: tuple[int, int]
-    columns: tuple[int, int]
+    rows: slice
+    columns: slice
 
     @property
     def is_half(self) -> bool:
         """Whether the diagonal goes through it, so that half of it is left out."""
-        return self.is_diagonal and self.columns[0] == self.rows[0]
+        return self.is_diagonal and self.columns.start == self.rows.start
 
     def cut(self, pieces: int) -> list["_Part"]:
         """Return up to so many parts of its columns."""
-        first, last = self.columns
-        step = max(_NARROWEST, -(-(last - first) // (pieces * _PAIR)) * _PAIR)
-        return [replace(self, columns=(start, min(start + step, last))) for start in range(first, last, step)]
+        first, width = self.columns.start, self.columns.stop - self.columns.start
+        step = max(_NARROWEST, -(-width // (pieces * _PAIR)) * _PAIR)
+        spans = Tiling(width, step).spans()
+        return [replace(self, columns=slice(first + span.start, first + span.stop)) for span in spans]
 
 
 def packed_bytes(rows: int, width: int) -> int:
@@ -125,9 +128,9 @@ class ExactAdder(Crew):
             parts = [
                 _Part(tile.numpy(), left, packed[i], packed[j], i == j, high, wide)
                 for (_, j), tile in row
-                for high in _spans(packed[i].width, _HIGH)
-                for wide in _spans(packed[j].width, _WIDE)
-                if i != j or wide[1] > high[0]
+                for high in Tiling(packed[i].width, _HIGH).spans()
+                for wide in Tiling(packed[j].width, _WIDE).spans()
+                if i != j or wide.stop > high.start
             ]
             self.each(self._add_part, _shared_out(parts, self.threads))
 
@@ -147,7 +150,7 @@ class ExactAdder(Crew):
         with self.room() as sums:
             self._functions.add(
                 tile, stride(tile, 0), tile.itemsize, part.left, other.data, one.rows, one.width, other.width,
-                part.is_diagonal, *part.rows, *part.columns, sums,
+                part.is_diagonal, part.rows.start, part.rows.stop, part.columns.start, part.columns.stop, sums,
             )  # fmt: skip
 
     def _take_rows(self, key: Any, rows: int, width: int) -> Bytes:
@@ -160,10 +163,6 @@ class ExactAdder(Crew):
             self._kept.pop(key, None)  # frees the smaller one before there is another
             self._kept[key] = kept = large_pages(size)
         return kept[:size]
-
-
-def _spans(width: int, most: int) -> list[tuple[int, int]]:
-    return [(start, min(start + most, width)) for start in range(0, width, most)]
 
 
 def _shared_out(parts: list[_Part], threads: int) -> list[_Part]:
