@@ -84,7 +84,7 @@ class OpenBlas:
                 self._set_threads(before)
 
     def add_product(
-        self, total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, times: int, keep: int
+        self, total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, times: int = 1, keep: int = 1
     ) -> None:
         """Set ``total = keep * total + times * left @ right``, in place; within ``threads``.
 

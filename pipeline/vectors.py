@@ -8,7 +8,7 @@ import torch
 
 from tilecov.storage.tiling import Tiling
 
-from .openblas import quicker
+from .blas import quick_products
 
 Array = npt.NDArray[Any]
 Slabs = Callable[[], Iterator[tuple[slice, Array]]]
@@ -94,11 +94,9 @@ class Room:
 
 def multiply(left: torch.Tensor, right: torch.Tensor, room: Room) -> torch.Tensor:
     """Return ``left @ right`` in their own precision, by the library that is quickest; ``room`` is used for it."""
-    product, library = room.take(len(left), right.shape[1], right.dtype), quicker()
-    if library is None:
-        return torch.mm(left, right, out=product)
-    with library.threads():
-        library.add_product(product, left, right, times=1, keep=0)
+    product = room.take(len(left), right.shape[1], right.dtype)
+    with quick_products(product.device) as add_product:
+        add_product(product, left, right, keep=0)
     return product
 
 

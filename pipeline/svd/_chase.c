@@ -14,6 +14,7 @@
 
 #define SIZE_LIMIT (1 << 19) /* of each number: a product of three, 4 times as long and in bytes, stays below 2**63 */
 #define COUPLINGS 10 /* numbers that go with four reflectors */
+#define ROW_BYTES 192 /* of a strip: as in chase_reflectors.py */
 #define NEAR 8 /* sweeps that are chased together: at b = 64, what they touch is 1.5 MB */
 #define SMALLEST (DBL_MIN / DBL_EPSILON) /* as in chase.py */
 
@@ -208,14 +209,15 @@ static PyObject *apply(PyObject *module, PyObject *arguments)
     if (!PyArg_ParseTuple(arguments, "y*y*w*nnnnn", &group, &couplings, &strip, &steps, &fours, &reach, &first, &item))
         return NULL;
     if (is_group(steps, fours, reach, item) && is_sound(first, 0, "the first row")) {
-        if (strip.len % 128 != 0 || first > strip.len / 128) {
-            PyErr_Format(PyExc_ValueError, "a strip of %zd bytes has no rows of 128 from row %zd on", strip.len, first);
+        if (strip.len % ROW_BYTES != 0 || first > strip.len / ROW_BYTES) {
+            PyErr_Format(PyExc_ValueError, "a strip of %zd bytes has no rows of %d from row %zd on", strip.len, ROW_BYTES, first);
         } else if (holds(&group, steps * fours * 4 * (reach + 3), item, "the group")
                    && holds(&couplings, steps * fours * COUPLINGS, item, "the couplings")) {
             Py_BEGIN_ALLOW_THREADS
             FLUSHING
             best.apply[item == sizeof(double)](
-                group.buf, couplings.buf, steps, fours, reach, (char *)strip.buf + 128 * first, strip.len / 128 - first);
+                group.buf, couplings.buf, steps, fours, reach, (char *)strip.buf + ROW_BYTES * first,
+                strip.len / ROW_BYTES - first);
             AS_BEFORE
             Py_END_ALLOW_THREADS
             result = Py_NewRef(Py_None);

@@ -1,5 +1,5 @@
-/* Reflectors on a strip of a slab, included for each REAL. A row of a strip is 128 bytes, so that all rows that the
- * reflectors of a step touch stay in the first cache.
+/* Reflectors on a strip of a slab, included for each REAL. A row of a strip is 192 bytes, three vectors of AVX-512: all
+ * rows that the reflectors of a step touch stay in the first cache.
  *
  * Four reflectors are applied in one go, so that a row is loaded and stored half as often as it would be by pairs. They
  * are those of four sweeps, the last one first, each of which begins a row further up. `prepare` lays them side by side,
@@ -15,59 +15,47 @@ typedef REAL STRIP(vector) __attribute__((vector_size(VECTOR), aligned(sizeof(RE
 
 /* Keeps a vector in a register: the compiler would load it from memory for each use. */
 #ifdef __x86_64__
-#define HELD(value) ({ STRIP(vector) held = value; __asm__("" : "+x"(held)); held; })
+#define HELD(value) ({ STRIP(vector) held = value; __asm__("" : "+v"(held)); held; })
+#define USED(value) __asm__("" : : "v"(value)) /* up to here, so that no sum is made in its place and moved back */
 #else
 #define HELD(value) (value)
+#define USED(value) (void)(value)
 #endif
 
-/* Add a row times each reflector's number to the sums s0 to s3 of its left half and t0 to t3 of its right one. */
-#define ADD_ROW(numbers, row, s, t) do { \
-        const STRIP(vector) left = HELD((row)[0]), right = HELD((row)[1]); \
-        s##0 += (numbers)[0] * left, t##0 += (numbers)[0] * right; \
-        s##1 += (numbers)[1] * left, t##1 += (numbers)[1] * right; \
-        s##2 += (numbers)[2] * left, t##2 += (numbers)[2] * right; \
-        s##3 += (numbers)[3] * left, t##3 += (numbers)[3] * right; \
-    } while (0)
-
-#if VECTOR == 16 /* where no product is fused with its difference, this rounds x once and costs the same */
-#define LESS(x, a, b, c, d) ((x) - (((a) + (b)) + ((c) + (d))))
-#else
-#define LESS(x, a, b, c, d) ((x) - (a) - (b) - (c) - (d))
-#endif
+#define LINE (ROW_BYTES / VECTOR) /* vectors in a row */
+#define WIDE (VECTOR == 16 ? 2 : 3) /* of which so many are worked on: their sums and they take all registers there are */
+#define EACH _Pragma("GCC unroll 3") for (int k = 0; k < WIDE; k++)
 
 TARGET static inline void STRIP(four)(const REAL *restrict v, const REAL *restrict g, STRIP(vector) *restrict x, Py_ssize_t count)
 {
-    const Py_ssize_t line = 128 / VECTOR; /* vectors in a row, of which two are worked on */
-    STRIP(vector) s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0}, t0 = {0}, t1 = {0}, t2 = {0}, t3 = {0};
-    Py_ssize_t i = 0;
-#if VECTOR == 64 /* there are registers for twice as many sums, which then wait half as often for each other */
-    STRIP(vector) a0 = {0}, a1 = {0}, a2 = {0}, a3 = {0}, b0 = {0}, b1 = {0}, b2 = {0}, b3 = {0};
-    for (; i + 2 <= count; i += 2) {
-        ADD_ROW(v + 4 * i, x + line * i, s, t);
-        ADD_ROW(v + 4 * i + 4, x + line * i + line, a, b);
+    STRIP(vector) s0[WIDE] = {{0}}, s1[WIDE] = {{0}}, s2[WIDE] = {{0}}, s3[WIDE] = {{0}}, row[WIDE];
+    for (Py_ssize_t i = 0; i < count; i++) {
+        EACH row[k] = HELD(x[LINE * i + k]);
+        EACH s0[k] += v[4 * i] * row[k];
+        EACH s1[k] += v[4 * i + 1] * row[k];
+        EACH s2[k] += v[4 * i + 2] * row[k];
+        EACH s3[k] += v[4 * i + 3] * row[k];
+        EACH USED(row[k]);
     }
-    s0 += a0, s1 += a1, s2 += a2, s3 += a3, t0 += b0, t1 += b1, t2 += b2, t3 += b3;
-#endif
-    for (; i < count; i++)
-        ADD_ROW(v + 4 * i, x + line * i, s, t);
     const REAL *h = g + 6;
-    s0 += h[0] * s0;
-    t0 += h[0] * t0;
-    s1 -= g[0] * s0;
-    t1 -= g[0] * t0;
-    s1 += h[1] * s1;
-    t1 += h[1] * t1;
-    s2 = s2 - g[1] * s0 - g[2] * s1;
-    t2 = t2 - g[1] * t0 - g[2] * t1;
-    s2 += h[2] * s2;
-    t2 += h[2] * t2;
-    s3 = s3 - g[3] * s0 - g[4] * s1 - g[5] * s2;
-    t3 = t3 - g[3] * t0 - g[4] * t1 - g[5] * t2;
-    s3 += h[3] * s3;
-    t3 += h[3] * t3;
-    for (i = 0; i < count; i++) {
-        x[line * i] = LESS(x[line * i], v[4 * i] * s0, v[4 * i + 1] * s1, v[4 * i + 2] * s2, v[4 * i + 3] * s3);
-        x[line * i + 1] = LESS(x[line * i + 1], v[4 * i] * t0, v[4 * i + 1] * t1, v[4 * i + 2] * t2, v[4 * i + 3] * t3);
+    EACH s0[k] += h[0] * s0[k];
+    EACH s1[k] -= g[0] * s0[k];
+    EACH s1[k] += h[1] * s1[k];
+    EACH s2[k] = s2[k] - g[1] * s0[k] - g[2] * s1[k];
+    EACH s2[k] += h[2] * s2[k];
+    EACH s3[k] = s3[k] - g[3] * s0[k] - g[4] * s1[k] - g[5] * s2[k];
+    EACH s3[k] += h[3] * s3[k];
+    for (Py_ssize_t i = 0; i < count; i++) {
+        EACH row[k] = HELD(x[LINE * i + k]);
+#if VECTOR == 16 /* where no product is fused with its difference, this rounds x once and costs the same */
+        EACH row[k] -= (v[4 * i] * s0[k] + v[4 * i + 1] * s1[k]) + (v[4 * i + 2] * s2[k] + v[4 * i + 3] * s3[k]);
+#else
+        EACH row[k] = HELD(row[k] - v[4 * i] * s0[k]);
+        EACH row[k] = HELD(row[k] - v[4 * i + 1] * s1[k]);
+        EACH row[k] = HELD(row[k] - v[4 * i + 2] * s2[k]);
+        EACH row[k] -= v[4 * i + 3] * s3[k];
+#endif
+        EACH x[LINE * i + k] = row[k];
     }
 }
 
@@ -75,7 +63,7 @@ TARGET static inline void STRIP(four)(const REAL *restrict v, const REAL *restri
  * does; `couplings` is (steps, fours, COUPLINGS): g_10, g_20, g_21, g_30, g_31, g_32, and h_0 to h_3. */
 TARGET static void STRIP(apply)(const void *group, const void *couplings, Py_ssize_t steps, Py_ssize_t fours, Py_ssize_t reach, void *strip, Py_ssize_t rows)
 {
-    const Py_ssize_t length = 4 * (reach + 3), line = 128 / VECTOR;
+    const Py_ssize_t length = 4 * (reach + 3);
     for (Py_ssize_t step = 0; step < steps; step++)
         for (Py_ssize_t four = fours - 1; four >= 0; four--) {
             const Py_ssize_t here = step * fours + four, next = four > 1 ? here - 2 : here + 2 * fours - 2;
@@ -85,8 +73,8 @@ TARGET static void STRIP(apply)(const void *group, const void *couplings, Py_ssi
             /* They come from far away, and their last page says nothing of the next. */
             for (Py_ssize_t i = 0; i < length && next < steps * fours; i += 64 / (Py_ssize_t)sizeof(REAL))
                 __builtin_prefetch((const REAL *)group + next * length + i);
-            for (Py_ssize_t part = 0; part < line && left > 0; part += 2)
-                STRIP(four)(v, g, (STRIP(vector) *)strip + top * line + part, left < reach + 3 ? left : reach + 3);
+            for (Py_ssize_t part = 0; part < LINE && left > 0; part += WIDE)
+                STRIP(four)(v, g, (STRIP(vector) *)strip + top * LINE + part, left < reach + 3 ? left : reach + 3);
         }
 }
 
@@ -127,5 +115,7 @@ TARGET static void STRIP(prepare)(const void *kept, Py_ssize_t steps, Py_ssize_t
 #undef REAL
 #undef STRIP
 #undef HELD
-#undef ADD_ROW
-#undef LESS
+#undef USED
+#undef LINE
+#undef WIDE
+#undef EACH

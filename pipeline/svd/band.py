@@ -20,9 +20,9 @@ from tilecov.storage.objects import Folder
 from tilecov.storage.tiles import Array, TileMatrix, open_group
 from tilecov.storage.tiling import Tiling
 
+from ..blas import single_threaded
 from ..errors import DoesNotFitError
 from ..sizes import show_size
-from .chase_reflectors import single_threaded
 from .direct import SymmetricTiles
 from .panels import Panels, factor
 from .tilecache import IN_FLIGHT, SHARES, Place, TileCache, drop_generations

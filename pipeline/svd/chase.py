@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .chase_reflectors import Sweeps, single_threaded
+from ..blas import single_threaded
+from .chase_reflectors import Sweeps
 from .kernels import compiled_for
 
 Vectors = npt.NDArray[np.float64]

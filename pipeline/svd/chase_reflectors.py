@@ -7,7 +7,6 @@ identity. Step k of sweep s acts on the rows ``[s + 1 + k b, s + 1 + (k + 1) b)`
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -16,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..blas import single_threaded
 from .kernels import compiled_for
 
 Numbers = npt.NDArray[Any]
 
-_STRIP = 128
-"""Bytes of a strip's rows: the 3 b rows or fewer that a step touches stay in a core's first cache."""
+_STRIP = 192
+"""Bytes of a strip's rows: the 1.5 b rows that a step of a group touches stay in a core's first cache."""
 _COUPLINGS = 10
 """Numbers that go with four reflectors in `_chase.c`."""
 _LOADED = 32 << 20
@@ -89,7 +89,7 @@ def apply(sweeps: Sweeps, load: Callable[[int], Numbers], slab: torch.Tensor) ->
 
     The groups are loaded once each, the last one first, while what was loaded before is being applied. Each of torch's
     threads has its own columns of the slab; one slab at a time in a process. On a CPU where C was compiled, 2 d^2 w
-    operations, and in memory are 64 MiB of groups or a quarter of the slab, three groups more, and d x 128 bytes a
+    operations, and in memory are 64 MiB of groups or a quarter of the slab, three groups more, and d x 192 bytes a
     thread, but no more than the slab; elsewhere 3 d^2 w operations, and two groups, about 4 times each.
 
     Parameters
@@ -213,21 +213,6 @@ def _apply_blocks(sweeps: Sweeps, load: Callable[[int], Numbers], slab: torch.Te
             under_way = [pool.submit(_apply_group, part[first:], sweeps.reach, transposed, factors) for part in parts]
         for one in under_way:
             one.result()
-
-
-@contextmanager
-def single_threaded() -> Iterator[int]:
-    """Let torch use one thread in the whole process, and yield how many it used.
-
-    Products of a few hundred rows take microseconds. Torch's threads wait for each other after each of them, which on a
-    busy machine takes longer than the products, 10 times and more.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield threads
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _apply_group(slab: torch.Tensor, reach: int, transposed: torch.Tensor, left: torch.Tensor) -> None:

@@ -10,6 +10,7 @@ from tilecov.storage.objects import Folder
 from tilecov.storage.partials import DamagedTileError, Partial
 
 from ..ahead import ahead
+from ..blas import AddProduct, quick_products
 
 _ROWS = 4096  # of a panel in one file
 _FEW = 256  # rows of panels in float64 at a time, which take no new pages
@@ -130,7 +131,7 @@ class Panels:
         """Panels that are applied as one."""
         return max(1, _JOINED // self.width)
 
-    def _joined(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _joined(self, add_product: AddProduct) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield V and T of several panels as one, the last ones first; V is overwritten by the next.
 
         ``(I - V_1 T_1 V_1.T) (I - V_2 T_2 V_2.T) = I - V T V.T`` with ``V = [V_1, V_2]`` and
@@ -138,6 +139,7 @@ class Panels:
         """
         panels = ahead(self.read(k) for k in range(len(self) - 1, -1, -1))
         room = torch.empty(self.size * self._together * self.width, dtype=self.dtype)
+        crossed = torch.empty((self.width, self._together * self.width), dtype=self.dtype)
         for last in range(len(self), 0, -self._together):
             count = min(self._together, last)
             rows, columns = self.size - (last - count + 1) * self.width, count * self.width
@@ -149,7 +151,9 @@ class Panels:
                 V[top:, own] = one
                 T[own, own] = triangle
                 if place + 1 < count:
-                    T[own, own.stop :] = -triangle @ _product(one, V[top:, own.stop :]) @ T[own.stop :, own.stop :]
+                    cross = crossed[:, : columns - own.stop]
+                    add_product(cross, one.T, V[top:, own.stop :], keep=0)
+                    T[own, own.stop :] = -triangle @ cross.double() @ T[own.stop :, own.stop :]
             yield V, T
 
     def apply(self, slab: torch.Tensor) -> None:
@@ -163,13 +167,14 @@ class Panels:
         """
         form = self._together * self.width, slab.shape[1]
         product, exact, turned = (slab.new_empty(form, dtype=kind) for kind in (slab.dtype, *2 * (torch.float64,)))
-        for V, T in self._joined():
-            on_device, count = V.to(slab.device), len(T)
-            rest = slab[slab.shape[0] - len(V) :]
-            small = torch.mm(on_device.T, rest, out=product[:count])
-            # The small product in float64 costs nothing and keeps T as it was made.
-            torch.mm(T.to(slab.device), exact[:count].copy_(small), out=turned[:count])
-            rest.addmm_(on_device, small.copy_(turned[:count]), alpha=-1)
+        with quick_products(slab.device) as add_product:
+            for V, T in self._joined(add_product):
+                on_device, count = V.to(slab.device), len(T)
+                rest, small, double = slab[slab.shape[0] - len(V) :], product[:count], turned[:count]
+                add_product(small, on_device.T, rest, keep=0)
+                # The small product in float64 costs nothing and keeps T as it was made.
+                add_product(double, T.to(slab.device), exact[:count].copy_(small), keep=0)
+                add_product(rest, on_device, small.copy_(double), times=-1)
 
 
 def _product(one: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .chase_reflectors import single_threaded
+from ..blas import single_threaded
 from .secular import Secular, decompose_update
 
 Array = npt.NDArray[Any]

@@ -9,7 +9,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from tilecov.pipeline import blas
 from tilecov.pipeline.errors import DoesNotFitError
+from tilecov.pipeline.openblas import OpenBlas
 from tilecov.pipeline.svd import band, tilecache
 from tilecov.pipeline.svd.band import COMMIT, least_bytes, read_band, reduce_to_band, working_tiling
 from tilecov.pipeline.svd.panels import Panels, factor, panel_count
@@ -123,6 +125,27 @@ def test_several_tiles_however_the_matrix_is_cut(
     check(whole, reduce(matrix, tmp_path, 8, dtype, budget=least_bytes(size, 8, dtype)), dtype)
     assert set(matrix.reads) == set(matrix.tiling.upper())
     assert set(matrix.reads.values()) == {1}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize(("size", "width"), [(530, 64), (300, 7), (610, 300)])  # 8 by fours, 42 by 36, 2 one by one
+def test_panels_are_applied_by_whichever_library_is_quicker(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    openblas: OpenBlas,
+    size: int,
+    width: int,
+    is_there: bool,
+    dtype: torch.dtype,
+) -> None:
+    monkeypatch.setattr(blas, "quicker", lambda: openblas if is_there else None)
+    whole = covariance(size)
+    scratch = reduce(Counted(whole, 256), tmp_path, width, dtype)
+    check(whole, scratch, dtype)
+    one = torch.eye(size, dtype=dtype)[:, 7:8].contiguous()
+    Panels.open(scratch).apply(one)
+    assert np.allclose(one.double().numpy(), orthogonal(scratch, size, dtype)[:, 7:8], atol=TOLERANCE[dtype])
 
 
 def projector(size: int) -> Matrix:

@@ -290,7 +290,7 @@ def _kernel_arguments() -> dict[str, list[Any]]:
     return {
         "chase": [np.zeros(24 * 12), np.zeros((steps, 6, 4)), np.zeros(19, np.int64), 20, 4, 0, 6, 0, 1],
         "prepare": [kept, group, couplings, steps, 6, 4, 4],
-        "apply": [group, couplings, np.zeros((20, 32), np.float32), steps, 2, 4, 1, 4],
+        "apply": [group, couplings, np.zeros((20, 48), np.float32), steps, 2, 4, 1, 4],
     }
 
 

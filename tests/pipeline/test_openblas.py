@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from tilecov.pipeline import blas
 from tilecov.pipeline import openblas as module
-from tilecov.pipeline import vectors
 from tilecov.pipeline.openblas import OpenBlas, integer, mkl_is_slow, numpys, quicker
 from tilecov.pipeline.vectors import Room, multiply
 
@@ -65,11 +65,32 @@ def test_a_matrix_with_gaps_is_refused(openblas: OpenBlas) -> None:
 def test_certificates_multiply_by_whichever_is_quicker(
     openblas: OpenBlas, is_there: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vectors, "quicker", lambda: openblas if is_there else None)
+    monkeypatch.setattr(blas, "quicker", lambda: openblas if is_there else None)
     left, right = (whole_numbers(*shape, dtype, turned=True) for shape in ((30, 20), (20, 40)))
     found = multiply(left, right, Room())
     assert found.dtype == dtype
     assert torch.equal(found, left @ right)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_torch_has_one_thread_while_another_library_multiplies(
+    openblas: OpenBlas, is_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blas, "quicker", lambda: openblas if is_there else None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with blas.quick_products(torch.device("cpu")) as add_product:
+            assert torch.get_num_threads() == (1 if is_there else 2)
+            assert not is_there or openblas._get_threads() == 2
+            total = torch.ones(2, 2)
+            add_product(total, torch.eye(2), torch.eye(2), times=3)
+            assert torch.equal(total, 1 + 3 * torch.eye(2))
+        assert torch.get_num_threads() == 2
+        with blas.quick_products(torch.device("cuda")):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_it_takes_torchs_threads_and_gives_numpys_back(openblas: OpenBlas) -> None:
