@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..ahead import ahead
+from ..blas import quick_products
 from .direct import SymmetricTiles
 
 
@@ -47,13 +48,14 @@ class Products:
         tiling, product, squares = self.matrix.tiling, torch.zeros_like(block), self.squares
         complete = len(self.kept) == len(tiling) * (len(tiling) + 1) // 2
         # Reading beside the products takes their cores, so nothing is read ahead where nothing is read.
-        for i, j, tile in self._tiles() if complete else ahead(self._tiles()):
-            rows, columns = tiling.span(i), tiling.span(j)
-            product[:, columns].addmm_(block[:, rows], tile)
-            if i != j:
-                product[:, rows].addmm_(block[:, columns], tile.T)
-            if not self.squares:
-                squares += float(torch.linalg.vector_norm(tile, dtype=torch.float64)) ** 2 * (1 if i == j else 2)
+        with quick_products(self.device) as add_product:
+            for i, j, tile in self._tiles() if complete else ahead(self._tiles()):
+                rows, columns = tiling.span(i), tiling.span(j)
+                add_product(product[:, columns], block[:, rows], tile)
+                if i != j:
+                    add_product(product[:, rows], block[:, columns], tile.T)
+                if not self.squares:
+                    squares += float(torch.linalg.vector_norm(tile, dtype=torch.float64)) ** 2 * (1 if i == j else 2)
         if not math.isfinite(squares):
             raise ValueError(f"the Frobenius norm of the matrix is {math.sqrt(squares)}; the covariance must be finite")
         self.squares = squares

@@ -13,7 +13,9 @@ from typing import Protocol
 
 import torch
 
+from ..blas import quick_products
 from .direct import SymmetricTiles
+from .lapack import eigh_in_place
 from .products import Products, trace_of
 from .ranks import NARROW, WIDE, Record, Target, denoising_error, moved, ratio, refused, sizes
 
@@ -219,9 +221,12 @@ class _Krylov:
         """Replace the multiplied rows by ``keep`` Ritz vectors, in place; ``vectors`` (m, >= keep), float64."""
         done, chosen = self.multiplied, vectors[:, :keep]
         turn = chosen.T.to(self.rows)
-        for start in range(0, self.size, _STRIDE):
-            part = self.rows[:, start : start + _STRIDE]
-            part[:keep] = turn @ part[:done]
+        with quick_products(self.rows.device) as add_product:
+            for start in range(0, self.size, _STRIDE):
+                part = self.rows[:, start : start + _STRIDE]
+                turned = torch.empty_like(part[:keep])
+                add_product(turned, turn, part[:done], keep=0)
+                part[:keep] = turned
         waiting = self.filled - done
         if keep < done:
             self.rows[keep : keep + waiting] = self.rows[done : self.filled].clone()
@@ -232,7 +237,8 @@ class _Krylov:
     def ritz(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return Ritz values (m,) descending, their coordinates (m, m) and the norms of their residuals (m,)."""
         done = self.multiplied
-        values, vectors = torch.linalg.eigh(_symmetric(self.coupling[:done]))
+        vectors = _symmetric(self.coupling[:done]).T  # column after column
+        values = eigh_in_place(vectors)
         values, vectors = values.flip(0), vectors.flip(1)
         return values, vectors, torch.linalg.vector_norm(self.coupling[done:] @ vectors, dim=0)
 
@@ -251,9 +257,10 @@ class _Krylov:
 
     def _project(self, block: torch.Tensor) -> torch.Tensor:
         """Take the basis out of ``block``, in place; return what was taken, (b, n) in float64."""
-        basis = self.rows[: self.filled]
-        inside = block @ basis.T
-        block.addmm_(inside, basis, alpha=-1)
+        basis, inside = self.rows[: self.filled], block.new_empty((len(block), self.filled))
+        with quick_products(block.device) as add_product:
+            add_product(inside, block, basis.T, keep=0)
+            add_product(block, inside, basis, times=-1)
         return inside.cpu().double()
 
 
