@@ -19,6 +19,9 @@ from .machine import Machine, cores, measure
 ALLOWED_DEATHS = 3
 """Workers of this machine that may die of one task; only what ran on a worker is blamed for its death."""
 _LOOK = 2.0  # seconds between two looks at who is there
+_CALM = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "1s"}
+"""Dask's settings for workers of this machine: it would look at their stacks 100 times a second and at its event loops
+50 times, a tenth of a core each."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -113,6 +116,7 @@ def measure_for(job: Job, out: str | None) -> Machine:
 
 def _local_cluster(job: Job) -> Any:
     """Return a scheduler and the job's workers, processes of this machine."""
+    import dask
     import distributed
 
     cluster_of: Any = distributed.SpecCluster
@@ -124,7 +128,8 @@ def _local_cluster(job: Job) -> Any:
         for index, environment in enumerate(worker_environments(job.workers, _devices(job)))
     }
     scheduler = {**local, "port": 0, "dashboard_address": "127.0.0.1:0", "allowed_failures": ALLOWED_DEATHS}
-    return cluster_of(workers=workers, scheduler={"cls": distributed.Scheduler, "options": scheduler})
+    with dask.config.set(_CALM):  # which the workers' processes take over
+        return cluster_of(workers=workers, scheduler={"cls": distributed.Scheduler, "options": scheduler})
 
 
 def worker_environments(workers: int, devices: Sequence[str]) -> list[dict[str, str]]:

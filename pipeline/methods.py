@@ -238,9 +238,9 @@ class Methods:
         return slab
 
     def _slab_bytes(self, slab: int, width: int) -> int:
-        """Bytes of a slab while it is transformed, of panels, a group of reflectors and the merges' data."""
+        """Bytes of a slab while it is transformed, of panels (BLAS copies some), reflectors and the merges' data."""
         blocks = 0 if self._is_in_c else 40 * WIDTH  # of reflectors, made in float64
-        return 3 * self.size * slab * width + self.size * (5 * WIDTH * width + 96 * 8 + blocks) + (16 << 20)
+        return 3 * self.size * slab * width + self.size * (7 * WIDTH * width + 96 * 8 + blocks) + (16 << 20)
 
     @property
     def _is_in_c(self) -> bool:

@@ -93,7 +93,16 @@ class OpenBlas:
         total, left, right : torch.Tensor
             (n, m), (n, k) and (k, m), of one dtype, rows or columns of each close together.
         times, keep : int
+
+        Raises
+        ------
+        ValueError
+            Where shapes or dtypes do not fit: BLAS would read and write beside them.
         """
+        sizes = len(left), right.shape[1], left.shape[1]
+        if total.shape != sizes[:2] or len(right) != sizes[2] or not total.dtype == left.dtype == right.dtype:
+            told = ", ".join(f"{tuple(matrix.shape)} {matrix.dtype}" for matrix in (total, left, right))
+            raise ValueError(f"a product and its factors do not fit: {told}")
         if total.stride(0) != 1:
             total, left, right = total.mT, right.mT, left.mT
         number = _NUMBERS[total.dtype]

@@ -14,7 +14,7 @@
 
 #define SIZE_LIMIT (1 << 19) /* of each number: a product of three, 4 times as long and in bytes, stays below 2**63 */
 #define COUPLINGS 10 /* numbers that go with four reflectors */
-#define ROW_BYTES 192 /* of a strip: as in chase_reflectors.py */
+#define ROW_BYTES 192 /* of a strip: the 1.5 b rows that a step of a group touches stay in the first cache at b = 64 */
 #define NEAR 8 /* sweeps that are chased together: at b = 64, what they touch is 1.5 MB */
 #define SMALLEST (DBL_MIN / DBL_EPSILON) /* as in chase.py */
 
@@ -242,5 +242,8 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_chase", NULL, 0
 PyMODINIT_FUNC PyInit__chase(void)
 {
     choose_kernels(NULL);
-    return PyModule_Create(&definition);
+    PyObject *module = PyModule_Create(&definition);
+    if (module != NULL && PyModule_AddIntMacro(module, ROW_BYTES) < 0)
+        Py_CLEAR(module);
+    return module;
 }

@@ -1,5 +1,5 @@
-/* Reflectors on a strip of a slab, included for each REAL. A row of a strip is 192 bytes, three vectors of AVX-512: all
- * rows that the reflectors of a step touch stay in the first cache.
+/* Reflectors on a strip of a slab, included for each REAL. A row of a strip is 192 bytes, three vectors of AVX-512:
+ * where b = 64 all rows that the reflectors of a step touch stay in the first cache.
  *
  * Four reflectors are applied in one go, so that a row is loaded and stored half as often as it would be by pairs. They
  * are those of four sweeps, the last one first, each of which begins a row further up. `prepare` lays them side by side,

@@ -20,8 +20,6 @@ from .kernels import compiled_for
 
 Numbers = npt.NDArray[Any]
 
-_STRIP = 192
-"""Bytes of a strip's rows: the 1.5 b rows that a step of a group touches stay in a core's first cache."""
 _COUPLINGS = 10
 """Numbers that go with four reflectors in `_chase.c`."""
 _LOADED = 32 << 20
@@ -131,7 +129,7 @@ def _apply_to_strips(
     compiled: ModuleType, sweeps: Sweeps, load: Callable[[int], Numbers], slab: torch.Tensor, threads: int, dtype: str
 ) -> None:
     """Apply the reflectors, four at a time, to strips of the slab that stay in a core's caches."""
-    columns = _STRIP // slab.itemsize
+    columns = int(compiled.ROW_BYTES) // slab.itemsize
     threads = min(threads, max(1, -(-slab.shape[1] // columns)))
     strips = [torch.zeros((len(slab), columns), dtype=slab.dtype) for _ in range(threads)]
 

@@ -134,6 +134,8 @@ class Panels:
     def _joined(self, add_product: AddProduct) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield V and T of several panels as one, the last ones first; V is overwritten by the next.
 
+        Each panel is orthogonal to float64; several as one are to the rounding of their own type, of ``V_1.T V_2``.
+
         ``(I - V_1 T_1 V_1.T) (I - V_2 T_2 V_2.T) = I - V T V.T`` with ``V = [V_1, V_2]`` and
         ``T = [[T_1, -T_1 V_1.T V_2 T_2], [0, T_2]]``.
         """

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dask
 import pytest
 from conftest import random_images, write_shards
 
@@ -376,3 +377,17 @@ def test_retries_of_workers_are_told_here(tmp_path: Path) -> None:
         until(lambda: len(told) == 3)
     assert {(retry.attempt, retry.worker[:6]) for retry in told} == {(1, "tcp://")}
     assert all("reset" in retry.error and "hunter2" not in retry.error for retry in told)
+
+
+def settings_there(task: Any) -> tuple[Any, ...]:
+    return tuple(dask.config.get(name) for name in task.names)
+
+
+def test_workers_of_this_machine_are_not_watched_a_hundred_times_a_second(tmp_path: Path) -> None:
+    job = Job(shards=("x.tar",), resolution=4, workers=2)
+    names = ("distributed.worker.profile.enabled", "distributed.admin.tick.interval")
+    before, tasks = [dask.config.get(name) for name in names], [SimpleNamespace(stage="look", name="0", names=names)]
+    with executor_of(job) as executor:
+        assert isinstance(executor, ClusterExecutor)
+        assert [found for _, found in run_all(executor, settings_there, tasks, print)] == [(False, "1s")]
+    assert [dask.config.get(name) for name in names] == before

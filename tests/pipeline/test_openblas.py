@@ -60,6 +60,15 @@ def test_a_matrix_with_gaps_is_refused(openblas: OpenBlas) -> None:
         openblas.add_product(torch.zeros(3, 3), whole[::2, ::2], torch.zeros(3, 3), times=1, keep=0)
 
 
+@pytest.mark.parametrize(("shape", "dtype"), [((2, 4), None), ((3, 5), None), ((3, 4), torch.float64)])
+def test_matrices_that_do_not_fit_are_refused(
+    openblas: OpenBlas, shape: tuple[int, int], dtype: torch.dtype | None
+) -> None:
+    right = torch.zeros(shape, dtype=dtype)
+    with pytest.raises(ValueError, match="do not fit"), openblas.threads():
+        openblas.add_product(torch.zeros(2, 4), torch.zeros(2, 3), right, times=1, keep=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("is_there", [True, False])
 def test_certificates_multiply_by_whichever_is_quicker(
