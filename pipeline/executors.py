@@ -21,7 +21,7 @@ ALLOWED_DEATHS = 3
 _LOOK = 2.0  # seconds between two looks at who is there
 _CALM = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "1s"}
 """Dask's settings for workers of this machine: it would look at their stacks 100 times a second and at its event loops
-50 times, a tenth of a core each."""
+50 times, a tenth of two cores in all (docs/decisions.md)."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 

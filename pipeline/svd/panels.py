@@ -55,7 +55,7 @@ def factor(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     V.tril_(-1)
     V.diagonal().copy_((tau != 0).to(V.dtype))
     V[:, :count] *= tau != 0
-    inverse = _product(V, V)
+    inverse = _gram(V)
     diagonal = inverse.diagonal() / 2
     inverse.triu_(1).diagonal().copy_(torch.where(diagonal == 0, 1, diagonal))
     identity = torch.eye(width, dtype=torch.float64, device=block.device)
@@ -179,12 +179,12 @@ class Panels:
                 add_product(rest, on_device, small.copy_(double), times=-1)
 
 
-def _product(one: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Return ``one.T @ others``, (b, w) float64, of panels of any type."""
-    total = torch.zeros((one.shape[1], others.shape[1]), dtype=torch.float64, device=one.device)
-    for start in range(0, len(one), _FEW):
-        rows = slice(start, start + _FEW)
-        total.addmm_(one[rows].double().T, others[rows].double())
+def _gram(V: torch.Tensor) -> torch.Tensor:
+    """Return ``V.T @ V``, (b, b) float64, of a panel of any type."""
+    total = torch.zeros((V.shape[1], V.shape[1]), dtype=torch.float64, device=V.device)
+    for start in range(0, len(V), _FEW):
+        rows = V[start : start + _FEW].double()
+        total.addmm_(rows.T, rows)
     return total
 
 
