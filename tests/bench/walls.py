@@ -3,8 +3,9 @@
 Usage: walls.py [--data FOLDER] [--out FILE] [--rounds N] [--quick]
 
 Three jobs: 28 x 28 gray, 32 x 32 and 64 x 64 RGB, full rank. A stage's wall is made of what was measured here, in the
-same minute, by itself: decoding pictures that lie in memory on all cores, bare int8 and float32 products, LAPACK alone,
-and plain files of as many bytes written and flushed.
+same minute, by itself, each by what is quickest on this processor: decoding pictures that lie in memory on all cores,
+bare products of bytes for the upper triangle alone, bare float32 products, LAPACK alone, and plain files of as many
+bytes, not flushed: a job flushes them while its next stage computes.
 """
 
 import argparse
@@ -25,12 +26,15 @@ from contests import Scale
 from here import machine
 
 from tilecov.pipeline import Job, run
+from tilecov.pipeline.blas import quick_products
 from tilecov.pipeline.costs import upper_entries
+from tilecov.pipeline.decoders import ANY_PICTURE, decode_batch
 from tilecov.pipeline.device import kernel_of, rate_of
 from tilecov.pipeline.machine import cores, sliced_rate
 from tilecov.pipeline.methods import QUICK as FLOAT64_UP_TO
 from tilecov.pipeline.rows import RowSpec
 from tilecov.pipeline.shards import Sample, samples
+from tilecov.pipeline.svd.lapack import eigh_in_place
 
 TIMES = 3
 """A wall is measured so often; medians count."""
@@ -72,33 +76,29 @@ def decode_rate(shards: list[str], side: int, channels: int) -> float:
             some += [item for item in samples(stream, ("png",), max_bytes=1 << 28) if isinstance(item, Sample)]
         if len(some) >= PICTURES:
             break
-    row, processes = np.empty(spec.size, np.uint8), cores()
+    rows, processes = np.empty((len(some), spec.size), np.uint8), cores()
 
     def decode() -> None:
         pids = []
         for _ in range(processes):
             pid = os.fork()
             if not pid:
-                for sample in some:
-                    spec.decode(sample, row)
-                os._exit(0)
+                os._exit(len(decode_batch(spec, ANY_PICTURE, some, rows).failed) > 0)
             pids.append(pid)
-        for pid in pids:
-            os.waitpid(pid, 0)
+        if sum(os.waitpid(pid, 0)[1] for pid in pids):
+            raise RuntimeError("not every picture was decoded")
 
     return processes * len(some) / seconds_of(decode)
 
 
 def write_rate(folder: Path, size: int = 1 << 28) -> float:
-    """Return bytes a second of plain files of 4 MiB, flushed one by one."""
+    """Return bytes a second of plain files of 4 MiB, one after the other."""
     data = np.random.default_rng(0).bytes(1 << 22)
 
     def write() -> None:
         for number in range(size >> 22):
             with (folder / f"{number}.bin").open("wb") as stream:
                 stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
 
     return size / seconds_of(write)
 
@@ -108,10 +108,8 @@ def walls(side: int, channels: int, count: int, shards: list[str], folder: Path,
     size = channels * side**2
     entries, disk = upper_entries(size), write_rate(folder)
     int8 = rate_of(kernel_of("cpu"), 4096, 1024)
-    factor = torch.randn((2048, 2048))
-    float32 = 2 * 2048**3 / seconds_of(lambda: factor @ factor)
-    decoded = decode_rate(shards, side, channels)
-    decoding, products = count / decoded, 2 * count * entries / int8
+    float32, decoded = float32_rate(), decode_rate(shards, side, channels)
+    decoding, products = count / decoded, count * size * (size + 1) / int8
 
     def written(size_in_bytes: float) -> float:
         return size_in_bytes / disk
@@ -129,6 +127,13 @@ def walls(side: int, channels: int, count: int, shards: list[str], folder: Path,
     }
 
 
+def float32_rate(size: int = 2048) -> float:
+    """Return operations a second of float32 products."""
+    factor, found = torch.randn((size, size)), torch.zeros((size, size))
+    with quick_products(torch.device("cpu")) as add_product:
+        return 2 * size**3 / seconds_of(lambda: add_product(found, factor, factor, keep=0))
+
+
 def certificate_wall(size: int, float32: float) -> Wall:
     """Return the wall of 3 d^3 operations, on int8 matrix units where there are some that are quicker."""
     where = "on int8 matrix units" if sliced_rate() > float32 else "in float32"
@@ -140,7 +145,7 @@ def lapack_wall(size: int, disk: float) -> dict[str, Wall]:
     matrix = torch.randn((size, size // 2))
     matrix = matrix @ matrix.T
     whole = matrix.double() if size <= FLOAT64_UP_TO else matrix
-    lapack = seconds_of(lambda: torch.linalg.eigh(whole), 1 if size > 10_000 else TIMES)
+    lapack = seconds_of(lambda: eigh_in_place(whole.clone().T), 1 if size > 10_000 else TIMES)
     files = 4 * size**2 / disk
     return {"spectrum": Wall(lapack + files, f"LAPACK {lapack:.2f}, files {files:.2f}")}
 
