@@ -62,25 +62,33 @@ def _secrets(arguments: list[str]) -> frozenset[str]:
 
 def run_safely(arguments: list[str]) -> int:
     """Run the command line with ``arguments`` and return its exit status; errors become one clear line."""
+    try:
+        command = typer.main.get_command(app)
+        status = int(command.main(arguments, prog_name="tilecov", standalone_mode=False) or 0)
+    except Exception as error:
+        found = _explained(error, arguments)
+        if found is None:
+            raise
+        return found
+    # typer turns Ctrl-C into this status
+    return _fail("interrupted; the same command goes on where it stopped", 130) if status == 130 else status
+
+
+def _explained(error: Exception, arguments: list[str]) -> int | None:
+    """Show an error that may happen, and return the exit status; None where it is a bug."""
     from pydantic import ValidationError
 
     from .failures import EXPECTED, explain, explain_usage
 
-    try:
-        command = typer.main.get_command(app)
-        status = int(command.main(arguments, prog_name="tilecov", standalone_mode=False) or 0)
-    except ValidationError as error:
+    if isinstance(error, ValidationError):
         return _fail(redact(explain_usage(error), _secrets(arguments)), 2)
-    except EXPECTED as error:
+    if isinstance(error, EXPECTED):
         return _fail(redact(explain(error), _secrets(arguments)), 1)
-    except Exception as error:
-        if not hasattr(error, "show"):
-            raise
-        error.message = redact(str(getattr(error, "message", "")), _secrets(arguments))  # type: ignore[attr-defined]
-        error.show()  # wrong usage, in click's own words
-        return int(getattr(error, "exit_code", 2))
-    # typer turns Ctrl-C into this status
-    return _fail("interrupted; the same command goes on where it stopped", 130) if status == 130 else status
+    if not hasattr(error, "show"):
+        return None
+    error.message = redact(str(getattr(error, "message", "")), _secrets(arguments))  # type: ignore[attr-defined]
+    error.show()  # wrong usage, in click's own words
+    return int(getattr(error, "exit_code", 2))
 
 
 def _fail(message: str, status: int) -> int:

@@ -4,12 +4,14 @@ import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..job import Job
 from ..sizes import parse_size
+
+if TYPE_CHECKING:
+    from ..job import Job
 
 
 def _option(*names: str, help: str, metavar: str | None = None, panel: str = "Result") -> Any:  # noqa: A002  (typer's word)
@@ -79,7 +81,7 @@ def takes_job(command: Callable[..., Any]) -> Callable[..., Any]:
     return filled
 
 
-def make_job(shards: list[str], options: dict[str, Any], out: str | None = None) -> Job:
+def make_job(shards: list[str], options: dict[str, Any], out: str | None = None) -> "Job":
     """Return the job that the options ask for.
 
     Raises
@@ -89,6 +91,8 @@ def make_job(shards: list[str], options: dict[str, Any], out: str | None = None)
     typer.BadParameter
         Where ``--storage-options`` is no JSON object.
     """
+    from ..job import Job
+
     given = {name: value for name, value in options.items() if value is not None}
     given["storage_options"] = storage_options(options["storage_options"])
     given["rank"] = parse_rank(given["rank"])

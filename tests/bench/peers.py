@@ -106,8 +106,8 @@ METHOD = """\
 `make bench` made this page. Every measure is a process of its own, importing and making data ready untimed; contenders
 take turns, forwards and backwards. "First line is" says how many times as fast the first line is as this one: the
 median over the rounds of the ratio within a round. Peak memory is that of the whole process tree, shared pages counted
-once. All use both cores. `OPENBLAS_CORETYPE` and `OPENBLAS_L2_SIZE` are unset for all contenders, since they slow
-current numpy. A table is made only where all contenders found the same numbers.
+once. All use both cores where nothing else is said. `OPENBLAS_CORETYPE` and `OPENBLAS_L2_SIZE` are unset for all
+contenders, since they slow current numpy. A table is made only where all contenders found the same numbers.
 """
 
 

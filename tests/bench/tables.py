@@ -39,10 +39,10 @@ class Table:
         """Return the median of the seconds."""
         return statistics.median(found[name]["seconds"] for found in self.rounds)
 
-    def ratio(self, name: str) -> float:
-        """Return how many times as fast the first is: the median over the rounds, each compared with its own."""
-        pairs = zip(self.rates(self.names[0]), self.rates(name), strict=True)
-        return statistics.median(ours / theirs for ours, theirs in pairs)
+    def ratio(self, name: str, ours: str | None = None) -> float:
+        """Return how many times as fast ``ours``, the first, is: the median over the rounds of the ratio within one."""
+        pairs = zip(self.rates(ours or self.names[0]), self.rates(name), strict=True)
+        return statistics.median(one / other for one, other in pairs)
 
     def markdown(self) -> str:
         """Return the table as markdown."""
@@ -73,6 +73,9 @@ class Table:
             middles = {part: statistics.median(found[name]["detail"][part] for found in self.rounds) for part in parts}
             if middles:
                 lines += ["", f"{name}, seconds: " + ", ".join(f"{part} {took:.1f}" for part, took in middles.items())]
+            if name not in {self.names[0], self.names[-1]} and is_ours(name) and not is_ours(self.names[-1]):
+                ratio = self.ratio(self.names[-1], name)
+                lines += ["", f"{name}: {ratio:.2f} x as fast as {self.names[-1]}"]
             if "certificate" in middles:
                 lines += ["", self._unchecked(name, self.names[-1])]
         return lines
@@ -83,6 +86,11 @@ class Table:
         ratio = statistics.median(round_[other]["seconds"] / seconds for seconds, round_ in found)
         middle = statistics.median(seconds for seconds, _ in found)
         return f"{name}, to the artifacts, without their certificate: {middle:.1f} s, {ratio:.2f} x as fast as {other}"
+
+
+def is_ours(name: str) -> bool:
+    """Return whether a contender is this program."""
+    return name.startswith("tilecov")
 
 
 def draw(tables: Sequence[Table], path: Path) -> None:
@@ -99,7 +107,7 @@ def draw(tables: Sequence[Table], path: Path) -> None:
     for panel, table in zip(panels[:, 0], tables, strict=True):
         for place, name in enumerate(reversed(table.names)):
             rates = table.rates(name)
-            middle, colour = statistics.median(rates), OURS if name.startswith("tilecov") else THEIRS
+            middle, colour = statistics.median(rates), OURS if is_ours(name) else THEIRS
             panel.barh(place, middle, color=colour, xerr=[[middle - min(rates)], [max(rates) - middle]], ecolor="0.3")
             panel.annotate(f" {middle:,.0f}", (max(rates), place), va="center", fontsize=9)
         panel.set_yticks(range(len(table.names)), list(reversed(table.names)), fontsize=9)

@@ -43,3 +43,10 @@ def test_walls_run_small(tmp_path: Path) -> None:
     said = bench("walls.py", "--quick", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "walls.md"))
     assert "| certificate |" in said
     assert (tmp_path / "walls.md").read_text() == said
+
+
+@pytest.mark.slow
+def test_startup_runs(tmp_path: Path) -> None:
+    said = bench("startup.py", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "startup.md"))
+    assert "beyond importing torch" in said
+    assert (tmp_path / "startup.md").read_text() == said
