@@ -14,7 +14,7 @@ from tilecov.pipeline.costs import EIGH_FLOPS, tiles_of, upper_entries
 from tilecov.pipeline.methods import BAND, LAPACK_LIMIT, PASSES, VECTORS
 from tilecov.storage.readahead import FIRST_BYTES, RANGE_BYTES
 
-ONE_CORE = 14_000
+ONE_CORE = 16_000
 """Images of 64 x 64 x 3 that a core reads and decodes a second (PNG, about; docs/bench/peers.md)."""
 BYTES_A_VALUE = 0.58
 """Of a PNG in a shard, its tar header counted in: 7,117 bytes for 12,288 values (dead leaves)."""
@@ -142,7 +142,7 @@ def statistics(data: Dataset, cluster: Cluster) -> Iterator[tuple[str, str, str]
         f"bytes / ({cluster.gpus} x {size(cluster.link)}/s)",
         time(data.bytes / cluster.gpus / cluster.link),
     )
-    yield "decode", "N (R / 64)^2 / 14,000 core-seconds", time(data.decoding) + " of a core"
+    yield "decode", "N (R / 64)^2 / 16,000 core-seconds", time(data.decoding) + " of a core"
     yield "the same on all cores", f"/ {hosts:,}", time(data.decoding / hosts)
     yield "operations of the covariance", "2 N E", f"{data.products:.1e}"
     yield (

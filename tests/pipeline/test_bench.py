@@ -30,11 +30,12 @@ def test_remote_reading_runs_small() -> None:
     assert "ratio" in said
 
 
-def test_the_page_on_scaling_has_what_the_formulas_give() -> None:
-    said = subprocess.check_output([sys.executable, str(BENCH / "scaling.py")], text=True)
+@pytest.mark.parametrize(("name", "count"), [("scaling.py", 3), ("carried.py", 1)])
+def test_the_page_on_scaling_has_what_the_formulas_give(name: str, count: int) -> None:
+    said = subprocess.check_output([sys.executable, str(BENCH / name)], text=True)
     page = (BENCH.parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
     tables = said.strip().split("\n\n")
-    assert len(tables) == 3
+    assert len(tables) == count
     assert [table for table in tables if table not in page] == []
 
 
