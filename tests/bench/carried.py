@@ -11,10 +11,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from growth import MIB, Grown, line, of, points
+from growth import MIB, Grown, gained_by_two, of, peak_fit, points, products_fit
 from scaling import RANK, Cluster, Dataset, size, table, time
 
-from tilecov.pipeline.costs import upper_entries
 from tilecov.pipeline.methods import LAPACK_LIMIT
 
 GROWTH = Path(__file__).parents[2] / "docs" / "bench" / "growth.json"
@@ -33,20 +32,14 @@ def carried(data: Dataset, _: Cluster) -> Iterator[tuple[str, str, str]]:
     found = [Grown(point, measured[point.name]) for point in points(quick=False)]
     full, part = of(found, "d, full rank"), of(found, f"d, rank {_RANK}")
     last, d, direct = full[-1].point.size, data.size, data.size < LAPACK_LIMIT
-    _, slope, _ = line(
-        [2.0 * grown.point.count * upper_entries(grown.point.size) for grown in full],
-        [grown.stage("moments") for grown in full],
-    )
+    _, slope, _ = products_fit(full)
     yield "moments, products", f"2 N E / {1e-9 / slope:.0f}e9", time(data.products * slope)
-    one, two = (
-        line([grown.point.count for grown in of(found, series)], [grown.seconds for grown in of(found, series)])[1]
-        for series in ("N, 1 worker", "N, 2 workers")
-    )
-    yield "by 2 workers, a core each", f"/ {one / two:.2f}", time(data.products * slope * two / one)
+    gained = gained_by_two(found)
+    yield "by 2 workers, a core each", f"/ {gained:.2f}", time(data.products * slope / gained)
     seconds = full[-1].stage("spectrum")
     cube = time(seconds * (d / last) ** 3) if direct else "LAPACK ends before"
     yield "spectrum, direct", f"{seconds:.1f} s (d / {last:,})^3", cube
-    start, slope, _ = line([grown.point.size**2 for grown in full], [grown.peak for grown in full])
+    start, slope, _ = peak_fit(full)
     peak = size((start + slope * d**2) * MIB) if direct else "not possible"
     yield "its peak memory", f"{start:.0f} MiB + {slope * MIB:.1f} d^2", peak
     seconds = part[-1].stage("spectrum")

@@ -139,6 +139,23 @@ def of(found: Sequence[Grown], series: str) -> list[Grown]:
     return [grown for grown in found if grown.point.series == series]
 
 
+def gained_by_two(found: Sequence[Grown]) -> float:
+    """Return how many times as many rows a second two workers take as one, start-up apart."""
+    one, two = (line([g.point.count for g in of(found, s)], [g.seconds for g in of(found, s)])[1] for s in SERIES)
+    return one / two
+
+
+def products_fit(found: Sequence[Grown]) -> tuple[float, float, float]:
+    """Return `line` of the moments' seconds against the operations of their products, 2 N E."""
+    products = [2.0 * grown.point.count * upper_entries(grown.point.size) for grown in found]
+    return line(products, [grown.stage("moments") for grown in found])
+
+
+def peak_fit(found: Sequence[Grown]) -> tuple[float, float, float]:
+    """Return `line` of the peak memory, MiB, against d^2."""
+    return line([grown.point.size**2 for grown in found], [grown.peak for grown in found])
+
+
 HEADING = """\
 # How cost grows
 
@@ -174,18 +191,16 @@ def fits(found: Sequence[Grown]) -> Iterator[str]:
         yield f"- {series}: {start:.2f} s + {1e6 * slope:.0f} us x N (R^2 {good:.4f})"
         start, slope, _ = line(counts, [one.peak for one in grown])
         yield f"- {series}: peak {start:,.0f} MiB + {1000 * slope:.2f} MiB x N / 1,000"
-    one, two = (line([g.point.count for g in of(found, s)], [g.seconds for g in of(found, s)])[1] for s in SERIES)
-    yield f"- 2 workers take {one / two:.2f} times as many rows a second as 1, start-up apart"
+    yield f"- 2 workers take {gained_by_two(found):.2f} times as many rows a second as 1, start-up apart"
     full, part = of(found, "d, full rank"), of(found, "d, rank 256")
-    products = [2.0 * grown.point.count * upper_entries(grown.point.size) for grown in full]
-    start, slope, good = line(products, [grown.stage("moments") for grown in full])
+    start, slope, good = products_fit(full)
     rate = 1e-9 / slope
     yield f"- moments, N = {full[0].point.count:,}: {start:.2f} s + 2 N E / {rate:.0f} GFLOPS (R^2 {good:.4f})"
     for name, series in (("direct, d x d", full), ("randomized, rank 256", part)):
         sizes, seconds = [g.point.size for g in series], [g.stage("spectrum") for g in series]
         steep = power(sizes[-3:], seconds[-3:])
         yield f"- spectrum, {name}: {seconds[-1]:.2f} s at d = {sizes[-1]:,}, as d^{steep:.2f}"
-        start, slope, good = line([g.point.size**2 for g in series], [g.peak for g in series])
+        start, slope, good = peak_fit(series)
         yield f"- peak, {name}: {start:,.0f} MiB + {slope * MIB:.1f} bytes x d^2 (R^2 {good:.4f})"
 
 
@@ -219,7 +234,7 @@ def draw(found: Sequence[Grown], path: Path) -> None:
     time_d.minorticks_off()
     for label, series, colour in (("direct", full, "#d1662b"), ("rank 256", part, "#4a8f3c")):
         values = [one.peak for one in series]
-        start, slope, _ = line(sizes**2, values)
+        start, slope, _ = peak_fit(series)
         grid = np.linspace(sizes[0], sizes[-1], 50)
         peak_d.plot(grid, start + slope * grid**2, color=colour, lw=1)
         peak_d.plot(sizes, values, "o", color=colour, label=label)

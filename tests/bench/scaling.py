@@ -142,7 +142,7 @@ def statistics(data: Dataset, cluster: Cluster) -> Iterator[tuple[str, str, str]
         f"bytes / ({cluster.gpus} x {size(cluster.link)}/s)",
         time(data.bytes / cluster.gpus / cluster.link),
     )
-    yield "decode", "N (R / 64)^2 / 16,000 core-seconds", time(data.decoding) + " of a core"
+    yield "decode", f"N (R / 64)^2 / {ONE_CORE:,} core-seconds", time(data.decoding) + " of a core"
     yield "the same on all cores", f"/ {hosts:,}", time(data.decoding / hosts)
     yield "operations of the covariance", "2 N E", f"{data.products:.1e}"
     yield (

@@ -20,6 +20,7 @@ from contests import Scale
 from here import machine
 
 COUNT, SIDE = 1_000, 28
+JOB, TORCH = f"`tilecov run`, {COUNT:,} images of {SIDE} x {SIDE}", "`import torch`"
 _TILECOV = [sys.executable, "-m", "tilecov.pipeline.cli"]
 
 
@@ -29,8 +30,8 @@ def commands(shards: list[str], folder: Path) -> dict[str, list[str]]:
     return {
         "`python -c pass`": [sys.executable, "-c", "pass"],
         "`tilecov --help`": [*_TILECOV, "--help"],
-        "`import torch`": [sys.executable, "-c", "import torch"],
-        f"`tilecov run`, {COUNT:,} images of {SIDE} x {SIDE}": [*job, "--quiet"],
+        TORCH: [sys.executable, "-c", "import torch"],
+        JOB: [*job, "--quiet"],
         "`tilecov status`": [*_TILECOV, "status", str(folder / "run")],
     }
 
@@ -54,8 +55,7 @@ def page(found: dict[str, list[float]]) -> str:
     lines = [f"# Starting\n\n{machine()}\n", "| | seconds, median | from - to |\n| --- | ---: | ---: |"]
     for name, seconds in found.items():
         lines.append(f"| {name} | {statistics.median(seconds):.2f} | {min(seconds):.2f} - {max(seconds):.2f} |")
-    torch, job = found["`import torch`"], next(seconds for name, seconds in found.items() if "images" in name)
-    beyond = statistics.median(whole - alone for whole, alone in zip(job, torch, strict=True))
+    beyond = statistics.median(whole - alone for whole, alone in zip(found[JOB], found[TORCH], strict=True))
     return (
         "\n".join([*lines, f"\nThe job takes {beyond:.2f} s beyond importing torch: the median over the rounds."])
         + "\n"

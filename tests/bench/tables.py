@@ -39,9 +39,9 @@ class Table:
         """Return the median of the seconds."""
         return statistics.median(found[name]["seconds"] for found in self.rounds)
 
-    def ratio(self, name: str, ours: str | None = None) -> float:
-        """Return how many times as fast ``ours``, the first, is: the median over the rounds of the ratio within one."""
-        pairs = zip(self.rates(ours or self.names[0]), self.rates(name), strict=True)
+    def ratio(self, name: str, of: str | None = None) -> float:
+        """Return how many times as fast ``of`` is, by default the first: the median of the ratio within each round."""
+        pairs = zip(self.rates(of or self.names[0]), self.rates(name), strict=True)
         return statistics.median(one / other for one, other in pairs)
 
     def markdown(self) -> str:

@@ -172,17 +172,16 @@ def profile(side: int, channels: int, count: int, scale: Scale, rounds: int) -> 
     shards = scale.shards(count, side, channels)
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(dir=scale.data) as folder:
-        for number in range(1 if side > 32 else rounds):
+        out = Path(folder) / "run"
+        for _ in range(1 if side > 32 else rounds):
+            shutil.rmtree(out, ignore_errors=True)
             started = time.perf_counter()
-            out = Path(folder) / f"run-{number}"
             manifest = run(Job(shards=tuple(shards), resolution=side, channels=channels, out=str(out)))
             whole = time.perf_counter() - started
             stages = {name: stage["seconds"] for name, stage in manifest["stages"].items()}
             stages["planning and report"] = whole - sum(stages.values())
             for name, seconds in {**stages, "in all": whole}.items():
                 found.setdefault(name, []).append(seconds)
-            if number:
-                shutil.rmtree(out.with_name(f"run-{number - 1}"))
         known = walls(side, channels, count, shards, out, manifest["plan"]["method"])
     lines = [
         f"## {count:,} images of {side} x {side} x {channels}, full rank\n",
