@@ -1,7 +1,6 @@
 """The command line: parses, prints, sets the exit status; no mathematics. One module a command."""
 
 import os
-import signal
 import sys
 import traceback
 from contextlib import suppress
@@ -12,6 +11,7 @@ import typer
 from tilecov.storage.redact import redact, secrets_of
 
 from . import data, derive, look, remote, report, serve, work
+from .interrupts import heed
 
 __all__ = ["app", "main"]
 
@@ -35,9 +35,7 @@ remote.register(app)
 def main() -> None:
     """Run the command line; exit 0 done, 1 failed, 2 wrong usage, 130 interrupted by Ctrl-C or SIGTERM."""
     sys.excepthook = _show_bug
-    # What stops containers ends a run as Ctrl-C does, its lease freed; the first process of a container would not even
-    # notice a signal that it has no handler for. `serve` sets its own.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    heed()
     sys.exit(run_safely(sys.argv[1:]))
 
 
