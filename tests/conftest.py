@@ -11,10 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from engine import docker_engine  # noqa: F401  (the fixture `engine`, one for all tests)
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 if TYPE_CHECKING:
     from tilecov.pipeline.openblas import OpenBlas
+
+# An example takes as long as it takes: no test fails because a machine was slow.
+settings.register_profile("tilecov", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tilecov")
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "twemoji64"
 

@@ -101,7 +101,7 @@ def loud_rows(draw: st.DrawFn) -> Rows:
 
 
 @given(loud_rows())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_no_product_counts_that_float32_could_have_rounded(rows: Rows) -> None:
     """By Cauchy-Schwarz no partial sum of a product passes the largest column's sum of squares."""
     lengths: list[int] = []

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.lib import format as npy_format
@@ -36,7 +36,6 @@ ARRAYS = st.sampled_from(["u1", "<f2", ">f2", "<f4", ">f4", "<f8", ">f8"]).flatm
 )
 
 
-@settings(deadline=None)
 @given(ARRAYS, st.sampled_from("CF"), st.sampled_from(VERSIONS), st.booleans())
 def test_row_has_the_stored_values_in_c_order(
     values: npt.NDArray[Any], order: Any, version: tuple[int, int], as_view: bool
@@ -105,7 +104,6 @@ def test_huge_array_that_is_not_there_is_refused_before_it_is_allocated() -> Non
         npy_row(data, (shape,))
 
 
-@settings(deadline=None)
 @given(
     hnp.arrays(st.sampled_from(["<f2", ">f4", "<f8"]), (3, 2, 2), elements=FINITE),
     st.dictionaries(st.integers(0, 11), st.sampled_from([np.nan, np.inf, -np.inf]), min_size=1),
@@ -145,7 +143,6 @@ def test_damaged_header_is_refused_with_its_cause(data: bytes, cause: str) -> No
     assert "allow_pickle" not in str(caught.value)  # NumPy's own advice
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_damaged_bytes_give_a_row_or_a_value_error(draw: st.DataObject) -> None:
     data = bytearray(npy(np.arange(12, dtype=np.float32)))

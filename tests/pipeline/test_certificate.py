@@ -101,7 +101,7 @@ def test_every_measure_is_its_definition_for_any_budget(
 
 
 @given(st.integers(1, 24), st.integers(1, 30), st.integers(0, 5000), st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_no_cut_changes_a_measure(size: int, tile: int, budget: int, data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     S = covariance(size)

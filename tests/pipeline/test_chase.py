@@ -109,7 +109,7 @@ def test_every_width_of_a_small_matrix(size: int) -> None:
             assert_decomposes(random_band(width, size), group)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(1, 90), st.integers(0, 40), st.integers(1, 70), st.integers(0, 2**31))
 def test_any_size_width_and_group(size: int, width: int, group: int, seed: int) -> None:
     assert_decomposes(random_band(width, size, seed), group)

@@ -55,7 +55,7 @@ def largest(exact: list[list[Fraction]]) -> Fraction:
 
 
 @given(weighted_rows(), st.sampled_from(SCALES))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_a_tile_errs_by_a_few_ulp_of_the_largest_entry(moments: tuple[int, Integers, Integers], scale: float) -> None:
     count, sums, gram = moments
     exact = exact_covariance(count, sums, gram, scale)
@@ -65,7 +65,7 @@ def test_a_tile_errs_by_a_few_ulp_of_the_largest_entry(moments: tuple[int, Integ
 
 
 @given(weighted_rows(), st.data())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_a_tile_off_the_diagonal_is_a_part_of_the_whole(
     moments: tuple[int, Integers, Integers], data: st.DataObject
 ) -> None:
@@ -80,14 +80,14 @@ def test_a_tile_off_the_diagonal_is_a_part_of_the_whole(
 
 
 @given(weighted_rows())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_no_variance_is_negative(moments: tuple[int, Integers, Integers]) -> None:
     count, sums, gram = moments
     assert covariance_tile(count, sums, sums, gram).diagonal().min() >= 0
 
 
 @given(st.integers(2, 10**10), st.integers(-128, 127), st.sampled_from(SCALES))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_constant_columns_covary_with_nothing(count: int, value: int, scale: float) -> None:
     sums = np.array([count * value])
     assert covariance_tile(count, sums, sums, sums[:, None] * value, scale).tolist() == [[0.0]]
@@ -97,7 +97,7 @@ FLOATS = st.floats(-100, 100, width=16)  # so that no square underflows
 
 
 @given(hnp.arrays(np.float64, st.tuples(st.integers(2, 5), st.integers(1, 3)), elements=FLOATS))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_float_moments_err_by_a_few_ulp_of_the_largest_square(rows: npt.NDArray[np.float64]) -> None:
     count, sums, gram = len(rows), rows.sum(axis=0), rows.T @ rows
     exact = exact_covariance(count, sums, gram, 1.0)
@@ -112,7 +112,7 @@ def test_float_moments_err_by_a_few_ulp_of_the_largest_square(rows: npt.NDArray[
     st.sampled_from([0.0, -1.0, 0.5]),
     st.booleans(),
 )
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_the_mean_errs_by_a_few_ulp(count: int, sums: list[int], scale: float, offset: float, each: bool) -> None:
     origin = np.arange(len(sums)) * 0.25 if each else 128
     found = mean_vector(count, np.array(sums), origin, scale, offset)

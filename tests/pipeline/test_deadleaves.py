@@ -37,7 +37,7 @@ def test_the_measure_of_the_slope_tells_other_spectra_apart() -> None:
     assert _slope(steep, 2, 16) < -2.5
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(resolution=st.integers(1, 40), channels=st.sampled_from([1, 3]), seed=st.integers(0, 2**32))
 def test_shape_dtype_and_repeatability_at_any_size(resolution: int, channels: int, seed: int) -> None:
     image, again = (dead_leaves(np.random.default_rng(seed), resolution, channels) for _ in range(2))

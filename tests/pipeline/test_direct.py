@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -176,7 +176,6 @@ def test_the_first_of_the_largest_components_becomes_positive(column: list[float
 
 
 @given(hnp.arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(0, 6)), elements=st.integers(-3, 3)))
-@settings(deadline=None)
 def test_settling_flips_whole_columns_and_settles_for_good(vectors: Matrix) -> None:
     values = np.arange(vectors.shape[1], 0, -1.0)
     once = np.array(settled(values, vectors)[1]).reshape(vectors.shape)

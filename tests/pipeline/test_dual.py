@@ -147,7 +147,7 @@ def test_the_spectrum_is_that_of_the_covariance(count: int, size: int, tile: int
 
 
 @given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12)), st.integers(1, 13))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_rows_have_a_spectrum(whole: Array, tile: int) -> None:
     assert_decomposes(MemoryRows(np.concatenate([whole, whole[:1]]), tile))
 

@@ -68,7 +68,7 @@ def assert_exact(tiles: dict[tuple[int, int], Integers], columns: list[Rows]) ->
             assert (tile[start : start + SQUARE, :start] == 1).all()  # left alone
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.integers(1, 200),
     st.lists(st.sampled_from([1, 15, 16, 17, 31, 32, 33, 100, 300, 520]), min_size=1, max_size=3),

@@ -77,7 +77,6 @@ def test_png_with_odd_chunks_is_not_plain(data: bytes) -> None:
     assert not header.plain
 
 
-@settings(deadline=None)
 @given(st.sampled_from(["PNG", "JPEG", "WebP"]), st.binary(max_size=80))
 def test_random_bytes_are_no_plain_picture(image_format: str, tail: bytes) -> None:
     start = {"PNG": png_header(1, 1)[:16], "JPEG": b"\xff\xd8\xff", "WebP": b"RIFF\0\0\0\0WEBPVP8"}[image_format]
@@ -121,7 +120,7 @@ def test_c_tells_the_usual_kinds(name: str) -> None:
 
 
 @needs_c
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sampled_from([name for name in PLAIN if not name.startswith("WebP")]), EDITS, st.booleans())
 def test_c_takes_nothing_for_plain_that_is_not(name: str, edits: list[tuple[str, float, int]], repaired: bool) -> None:
     data = edited(PLAIN[name], edits)

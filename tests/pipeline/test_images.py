@@ -44,7 +44,7 @@ def test_every_colour_has_the_gray_of_pillow() -> None:
     np.testing.assert_array_equal(decode(data, 1), by_pillow(data, 1))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     quality=st.integers(1, 100),

@@ -54,7 +54,7 @@ def test_cut_pictures_have_pillows_verdict(name: str) -> None:
     assert not all(verdicts)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sampled_from(sorted(SMALL)), EDITS, st.booleans(), st.sampled_from([1, 3]))
 def test_damaged_pictures_have_pillows_verdict(
     name: str, edits: list[tuple[str, float, int]], repaired: bool, channels: int
@@ -66,7 +66,7 @@ def test_damaged_pictures_have_pillows_verdict(
         event("decoded" if assert_same_verdict(data, channels) else "refused")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(EDITS, st.integers(0, 60), st.booleans())
 def test_damaged_image_data_in_sound_chunks_have_pillows_verdict(
     edits: list[tuple[str, float, int]], lines: int, before_packing: bool

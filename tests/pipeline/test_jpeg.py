@@ -83,7 +83,7 @@ TABLES = st.lists(st.integers(1, 255), min_size=64, max_size=64)
 
 
 @needs_c
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(SHAPES, st.integers(0, 2**32 - 1), st.integers(1, 100), st.booleans())
 def test_pixels_are_those_of_pillow_and_imagecodecs(
     shape: tuple[int, int, int], seed: int, quality: int, optimize: bool
@@ -97,7 +97,7 @@ def test_pixels_are_those_of_pillow_and_imagecodecs(
 
 
 @needs_c
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(SHAPES, st.integers(0, 2**32 - 1), TABLES, TABLES)
 def test_any_table_of_factors_gives_the_same_pixels_or_none(
     shape: tuple[int, int, int], seed: int, one: list[int], other: list[int]
@@ -108,7 +108,7 @@ def test_any_table_of_factors_gives_the_same_pixels_or_none(
 
 
 @needs_c
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.data(), SHAPES, st.integers(0, 2**32 - 1), st.integers(20, 100))
 def test_damaged_pictures_are_left_alone_or_decoded_as_pillow_does(
     data: st.DataObject, shape: tuple[int, int, int], seed: int, quality: int

@@ -76,7 +76,7 @@ def assert_exact(moments: Moments, rows: Rows) -> None:
 
 
 @given(few_rows(), few_rows(), few_rows())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_merge_is_associative_and_commutative_to_the_bit(a: Rows, b: Rows, c: Rows) -> None:
     x, y, z = map(moments_of, (a, b, c))
     assert x.merge(y).merge(z).digest() == x.merge(y.merge(z)).digest() == z.merge(y).merge(x).digest()
@@ -84,7 +84,7 @@ def test_merge_is_associative_and_commutative_to_the_bit(a: Rows, b: Rows, c: Ro
 
 
 @given(few_rows())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_no_rows_are_the_identity(a: Rows) -> None:
     nothing, some = Moments.empty(3, 3), moments_of(a)
     assert nothing.merge(some).digest() == some.merge(nothing).digest() == some.digest()
@@ -93,7 +93,7 @@ def test_no_rows_are_the_identity(a: Rows) -> None:
 
 
 @given(few_rows(), few_rows())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_what_was_merged_can_be_subtracted_again(a: Rows, b: Rows) -> None:
     both = moments_of(np.concatenate([a, b]))
     assert both.subtract(moments_of(b)).digest() == moments_of(a).digest()
@@ -148,7 +148,7 @@ def test_moments_are_the_integers_that_numpy_finds(count: int, size: int, kernel
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_the_digest_knows_neither_split_nor_order_nor_tile_nor_kernel(data: st.DataObject) -> None:
     rows = random_rows(23, 300)
     shuffled = rows[data.draw(st.permutations(range(23)))]
@@ -244,7 +244,7 @@ def test_sums_just_past_what_float32_keeps_are_exact(above: int) -> None:
 
 
 @given(st.lists(st.sampled_from([0, 1, 64, 127, 128, 129, 130, 255]), min_size=4, max_size=10), st.integers(0, 255))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_blocks_are_exact_wherever_the_rule_cuts_them(levels: list[int], last: int) -> None:
     """Steps of 256 rows near the bound, each with a single other row, so that odd sums arise."""
     rows = np.repeat(np.array(levels, np.uint8), 256)[:, None]

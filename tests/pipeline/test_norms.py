@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from compiled import NO_COMPILER
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from rowsets import norms_of
@@ -35,7 +35,6 @@ def plain(rows: Rows) -> tuple[int, list[int]]:
 
 
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(0, 9), st.integers(1, 12))))
-@settings(deadline=None)
 def test_equals_plain_integers(rows: Rows) -> None:
     found = norms_of(rows)
     fourth, third = plain(rows) if len(rows) else (0, [0] * rows.shape[1])

@@ -272,7 +272,7 @@ def test_noise(noise: float, scale: float, dtype: torch.dtype) -> None:
 
 
 @given(cut=st.lists(st.floats(0, 1), min_size=1, max_size=30), kept=st.lists(st.floats(1.001, 1e6), max_size=5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_excess_is_an_upper_bound(cut: list[float], kept: list[float]) -> None:
     whole = np.array(kept + cut)
     values = torch.tensor(sorted(kept, reverse=True), dtype=torch.float64)
@@ -309,7 +309,7 @@ def test_what_was_saved_for_another_matrix_or_dtype_is_not_used() -> None:
 
 
 @given(size=st.integers(1, 60), rank=st.integers(1, 60), zeros=st.integers(0, 60), seed=st.integers(0, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_size_and_rank(size: int, rank: int, zeros: int, seed: int) -> None:
     spectrum = np.random.default_rng(seed).random(size) ** 4
     spectrum[: min(zeros, size)] = 0

@@ -59,7 +59,7 @@ def as_python_finds(data: bytes, **options: Any) -> tuple[list[tuple[Any, ...]],
         return found_in(data, **options)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     FILES,
     st.sampled_from(["", "cls", "png"]),

@@ -47,7 +47,7 @@ def test_decomposes(size: int, rho: float) -> None:
     check(*system(size), rho)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 40), st.integers(0, 999), st.floats(0, 7), st.floats(1e-3, 1e3))
 def test_decomposes_whatever_the_weights(size: int, seed: int, decades: float, rho: float) -> None:
     check(*system(size, seed, decades), rho)
@@ -78,7 +78,7 @@ def test_nothing_is_decomposed() -> None:
     assert list(found.unscaled(torch.empty(8, dtype=torch.float64))) == []
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 12), st.integers(0, 999), st.floats(0, 6))
 def test_offsets_are_accurate_to_nearly_all_digits(size: int, seed: int, decades: float) -> None:
     poles, z = system(size, seed, decades)

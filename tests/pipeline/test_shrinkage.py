@@ -134,7 +134,7 @@ def test_float_rows_about_their_approximate_mean(origin: float) -> None:
 
 
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 5))), st.integers(1, 5))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_the_fourth_moment_is_rounded_once(rows: npt.NDArray[np.uint8], tile: int) -> None:
     """To the last bit, however much cancels."""
     assert fourth_of(rows, tile) == float(exact_fourth(rows))
@@ -159,7 +159,7 @@ WIDE = st.integers(-(2**61), 2**61)
 
 
 @given(hnp.arrays(np.int64, (3, 3), elements=WIDE), hnp.arrays(np.int64, 3, elements=WIDE), st.integers(1, 10**12))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_integers_of_any_size_are_exact(half: npt.NDArray[np.int64], sums: npt.NDArray[np.int64], count: int) -> None:
     """Sums and grams near the end of int64, which no dataset has, in the formula written with Python's integers."""
     gram = np.triu(half) + np.triu(half, 1).T

@@ -69,7 +69,7 @@ def by_numpy(left: Matrix, right: Matrix, total: Matrix) -> Matrix:
     return total + added
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.tuples(st.integers(1, 70), st.sampled_from([1, 3, 63, 64, 65, 300, 512, 513, 1100]), st.integers(1, 600)),
     st.integers(0, 2**32 - 1),

@@ -93,7 +93,7 @@ def test_agrees_with_lapack(diagonal: Vector, off: Vector) -> None:
     assert np.array_equal(off, before[1])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data(), st.integers(1, 24))
 def test_agrees_with_lapack_in_deep_trees(data: st.DataObject, size: int) -> None:
     # Few different numbers make for many close and repeated eigenvalues.

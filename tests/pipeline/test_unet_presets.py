@@ -156,7 +156,7 @@ def arguments(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(arguments=arguments())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_network_has_the_counted_shapes_and_tells_its_arguments(arguments: dict[str, Any]) -> None:
     model = on_meta(dropout=0.0, **arguments)
     assert shapes_of(model) == all_shapes(**arguments)

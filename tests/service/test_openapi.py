@@ -38,7 +38,7 @@ def exercise(operation: Any, mode: Any, headers: dict[str, str], known: str) -> 
     has_id = "{id}" in operation.path and operation.method.upper() != "DELETE"  # what is asked for stays
 
     @settings(
-        max_examples=EXAMPLES, deadline=None, database=None, derandomize=True,
+        max_examples=EXAMPLES, database=None, derandomize=True,
         suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate],
     )  # fmt: skip
     @given(case=operation.as_strategy(generation_mode=mode))

@@ -16,7 +16,7 @@ from tilecov.storage.objects import Folder
 
 Float = npt.NDArray[np.float32]
 
-quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(name="folder")

@@ -98,7 +98,7 @@ def test_the_order_given_is_kept(root: str) -> None:
     assert names(list_shards(urls)) == ["z.tar", "1.tar", "2.tar", "a.tar", "x.tar", "y.tar"]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.permutations(range(MANY)), count=st.integers(1, MANY))
 def test_the_order_given_is_kept_for_any_number(tmp_path: Path, order: list[int], count: int) -> None:
     if not (tmp_path / "000.tar").exists():

@@ -106,7 +106,7 @@ def test_a_folder_is_a_value_that_travels(folder: Folder) -> None:
 # --- reading and writing
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=300), view=st.booleans())
 def test_what_is_written_is_read(folder: Folder, data: bytes, view: bool) -> None:
     folder.write("deep/er/name.bin", memoryview(data) if view else data)

@@ -19,7 +19,7 @@ from tilecov.storage.partials import DamagedTileError, Partial
 
 Array = npt.NDArray[Any]
 
-quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 dtypes = (
     hnp.integer_dtypes()
     | hnp.unsigned_integer_dtypes()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tilecov.storage.objects import Folder
 from tilecov.storage.runs import FORMAT, LEDGER, MANIFEST, OtherFormatError, RunFolder, now, versions
 
-quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 texts = st.text(st.characters(codec="utf-8"), max_size=8)
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | texts,

@@ -67,7 +67,7 @@ def example(shape: tuple[int, int], dtype: str, seed: int = 0) -> Array:
 # --- what is written is read, by us and by others
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shape=sizes, tile=tiles, dtype=st.sampled_from(SIGNED), seed=st.integers(0, 99), data=st.data())
 def test_tiles_in_any_order_make_the_matrix(
     shape: tuple[int, int], tile: tuple[int, int], dtype: str, seed: int, data: st.DataObject
@@ -87,7 +87,7 @@ def test_tiles_in_any_order_make_the_matrix(
         assert whole.tobytes() == values.tobytes()  # the sign of zero too
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(shape=sizes, tile=tiles)
 def test_a_chunk_is_a_tile(shape: tuple[int, int], tile: tuple[int, int]) -> None:
     group = fresh_group()
@@ -200,7 +200,7 @@ def test_a_store_that_is_read_only_stays_so(folder: Folder) -> None:
     assert (matrix.read_all() == 1).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(sizes, tiles, st.data())
 def test_columns_are_written_whatever_tiles_they_cut(
     shape: tuple[int, int], tile: tuple[int, int], data: st.DataObject
@@ -227,7 +227,7 @@ def test_a_tile_never_written_is_missing(folder: Folder, dtype: str) -> None:
         matrix.read_all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(shape=sizes, tile=tiles, dtype=st.sampled_from(SIGNED), data=st.data())
 def test_one_missing_tile_is_missed_and_no_other(
     shape: tuple[int, int], tile: tuple[int, int], dtype: str, data: st.DataObject
@@ -377,7 +377,7 @@ def test_matrices_and_vectors_share_a_group(folder: Folder) -> None:
 # --- vectors
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 50), st.sampled_from([*SIGNED, "uint8", "uint64", "bool"]), st.integers(0, 99))
 def test_a_vector_is_read_as_it_was_written(length: int, dtype: str, seed: int) -> None:
     group = fresh_group()
