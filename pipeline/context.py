@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from tilecov.storage.listing import Shard
 from tilecov.storage.objects import Folder
-from tilecov.storage.partials import Partial
+from tilecov.storage.partials import DamagedTileError, Partial
 from tilecov.storage.runs import RunFolder
 from tilecov.storage.tiling import Tiling
 
@@ -140,8 +140,10 @@ class Context:
         return [f"{index:05d}" for index in range(len(self.plan.units))]
 
     def committed_units(self, stage: str) -> list[Record]:
-        """Return the commit records of all units, in order."""
+        """Return the commit records of all units, in order; DamagedTileError where one was lost."""
         found = self.run.commits(stage) if self.plan.units else {}
+        if lost := [name for name in self.unit_names if name not in found]:
+            raise DamagedTileError(f"{len(lost)} of {len(self.unit_names)} commits of {stage} are missing: {lost[0]}")
         return [found[name] for name in self.unit_names]
 
     def staged_rows(self) -> StagedSet:

@@ -260,13 +260,15 @@ def _carry_out(
         with executor_of(job) as executor:
             context = Context(job, shards, folder, manifest, planned, executor, observer)
             names = [stage.name for stage in planned.stages]
+            repaired = False  # by this process: one that was killed over it leaves it to the next
             with context.finishing:
                 while todo := [stage for stage in planned.stages if stage.name not in manifest["stages"]]:
                     try:
                         _do_stage(context, todo[0])
                     except DamagedTileError as error:
-                        if not repair(context, todo[0].name, error):
+                        if repaired or not repair(context, todo[0].name, error):
                             raise
+                        repaired = True
                     except CertificateError as error:
                         if not refine(context):
                             raise

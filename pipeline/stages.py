@@ -248,14 +248,17 @@ def repair(context: Context, stage: str, error: DamagedTileError) -> bool:
 
     Partials and staged rows that were lost, by a power cut or a hand, are read again from the shards.
     """
-    if stage not in {"merge", "tiles"} or context.manifest.get("repaired"):
+    if stage not in {"merge", "tiles"}:
         return False
     context.observer.note(f"{error}; its unit is read again")
-    first = "rows" if context.plan.strategy == "staged" else "moments"
-    for name in (first, "tiles"):
-        context.run.forget(name)
+    again = "rows" if context.plan.strategy == "staged" else "moments", "tiles"
+    for name in again:
         context.manifest["stages"].pop(name, None)
     context.manifest["repaired"] = True
+    context.finishing.wait()  # else what it still notes would replace this
+    context.run.save(context.manifest)  # before anything goes that it says is there
+    for name in again:
+        context.run.forget(name)
     return True
 
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import zarr
 
 from .objects import Folder
+from .partials import DamagedTileError
 from .tiles import open_group, zarr_store
 from .tiling import Tiling
 
@@ -43,8 +44,11 @@ class StagedRows:
 
     @classmethod
     def open(cls, folder: Folder) -> "StagedRows":
-        """Open the array in ``folder``."""
-        return cls(cast("zarr.Array[Any]", open_group(folder)["rows"]))
+        """Open the array in ``folder``; DamagedTileError where there is none."""
+        try:
+            return cls(cast("zarr.Array[Any]", open_group(folder)["rows"]))
+        except (FileNotFoundError, KeyError, ValueError) as error:  # a description that was cut is no JSON
+            raise DamagedTileError(f"staged rows of {folder.url} are missing or damaged: {error}") from error
 
     def append(self, block: Array) -> None:
         """Write a block of rows after the others; all but the last fill their chunks."""
@@ -58,5 +62,10 @@ class StagedRows:
         return Tiling(rows, self.array.chunks[0]).spans() if rows else iter(())
 
     def read(self, rows: slice, columns: slice) -> Array:
-        """Return one chunk."""
-        return np.asarray(self.array[rows, columns])
+        """Return one chunk; DamagedTileError where it has another size. What is in it, its sum tells."""
+        try:
+            return np.asarray(self.array[rows, columns])
+        except ValueError as error:
+            where = f"rows {rows.start} to {rows.stop} of {self.array.store_path}"
+            message = f"{where}, columns {columns.start} to {columns.stop}, are damaged: {error}"
+            raise DamagedTileError(message) from error
