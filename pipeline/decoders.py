@@ -15,11 +15,6 @@ from .rows import RowSpec
 from .shards import Sample
 from .sizes import show_size
 
-BATCH_SAMPLES = 64
-"""Samples that one decode call takes: enough to make hand-over cheap."""
-BATCH_BYTES = 1 << 20
-"""Encoded bytes after which a batch is closed before it has that many: a decoder has four, and as many copies."""
-
 Block = npt.NDArray[Any]
 
 _LARGE = threading.Lock()

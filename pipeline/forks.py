@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .decoders import BATCH_BYTES, Batch, Decoded, PictureBudget, decode_batch
+from .batches import BATCH_BYTES
+from .decoders import Batch, Decoded, PictureBudget, decode_batch
 from .errors import DecoderDiedError, DoesNotFitError
 from .rows import RowSpec
 from .shards import Sample
@@ -32,6 +33,8 @@ _IN_HAND = 4
 """Batches that a decoder has at a time: one that it decodes, and some that wait while the one who asks is held up."""
 
 Block = npt.NDArray[Any]
+Told = tuple[str, str, int, bytes | None]
+"""Key, extension and size of a sample, and the file beside it."""
 
 
 def can_fork() -> bool:
@@ -102,15 +105,16 @@ class ForkedDecoders:
         """Hand over a batch, decoders in turn."""
         decoder = sum(self._sent) % len(self._pids)
         memory = self._slots[decoder][self._sent[decoder] % _IN_HAND]
-        self._waiting.append((decoder, batch))
         self._sent[decoder] += 1
-        told, size = [], batch.bytes
+        told, size = list[Told](), batch.bytes
         if size <= len(memory):
             memory[:size] = b"".join([sample.data for sample in batch.samples])
             told = [
                 (key, extension, len(data), None if beside is None else bytes(beside))
                 for key, extension, data, beside in batch.samples
             ]
+            batch = replace(batch, samples=_samples_in(memory, told))  # which lets go of the chunks that they lay in
+        self._waiting.append((decoder, batch))
         with suppress(OSError):  # it died: said when its answer is taken
             self._pipes[decoder].send((*self._place_of(batch.rows), told))
 
@@ -174,15 +178,21 @@ class ForkedDecoders:
                 block, row, told = pipe.recv()
             except (EOFError, OSError):
                 return
-            memory, at, samples = memoryview(slots[number % _IN_HAND]).toreadonly(), 0, []
-            for key, extension, size, companion in told:
-                samples.append(Sample(key, extension, memory[at : at + size], companion))
-                at += size
+            samples = _samples_in(slots[number % _IN_HAND], told)
             rows = self._blocks[block][row : row + len(samples)]
             try:
                 pipe.send(decode_batch(self._spec, pictures, samples, rows) if told else None)
             except Exception as error:  # noqa: BLE001  (raised again where it is taken)
                 pipe.send(error)
+
+
+def _samples_in(slot: mmap.mmap, told: Sequence[Told]) -> list[Sample]:
+    """Return the samples that lie in ``slot`` one after another."""
+    memory, at, samples = memoryview(slot).toreadonly(), 0, []
+    for key, extension, size, companion in told:
+        samples.append(Sample(key, extension, memory[at : at + size], companion))
+        at += size
+    return samples
 
 
 def _wait_for(pid: int) -> int | None:

@@ -16,8 +16,9 @@ from tilecov.storage.listing import Shard
 from tilecov.storage.streams import open_shard
 from tilecov.storage.tar import TarError
 
+from .batches import batches
 from .costs import BLOCKS, FIRST_BLOCK
-from .decoders import ANY_PICTURE, BATCH_BYTES, BATCH_SAMPLES, Batch, Decoders, PictureBudget, ThreadDecoders
+from .decoders import ANY_PICTURE, Batch, Decoders, PictureBudget, ThreadDecoders
 from .errors import SampleError, ShardError
 from .forks import ForkedDecoders, can_fork, shared_blocks
 from .rows import RowSpec
@@ -209,16 +210,8 @@ class BlockReader:
 
     def _batches(self) -> Iterator[tuple[ShardTally, list[Sample]]]:
         for tally in self.tallies:
-            batch: list[Sample] = []
-            weight = 0
-            for found in self._samples(tally):
-                for sample in found:
-                    batch.append(sample)
-                    weight += len(sample.data)
-                    if len(batch) >= BATCH_SAMPLES or weight >= BATCH_BYTES:
-                        yield tally, batch
-                        batch, weight = [], 0
-            yield tally, batch
+            for batch in batches(self._samples(tally)):
+                yield tally, batch
             if self._progress is not None:
                 self._progress(1)
 
@@ -226,13 +219,15 @@ class BlockReader:
         """Yield the wanted samples of a shard and count the others."""
         spec, url = self._reading.spec, tally.shard.url
         try:
-            with open_shard(tally.shard, self._reading.options) as opened:
+            with open_shard(tally.shard, self._reading.options, self._stop) as opened:
                 stream = Checksummed(opened)
                 beside = spec.grouping.companion if spec.grouping else ""
                 for items in sample_lists(
                     cast("BinaryIO", stream), spec.image_keys, max_bytes=spec.max_sample, companion=beside
                 ):
                     yield from self._wanted(tally, items)
+                    if self._stop.is_set():  # also where nothing is wanted for long
+                        raise InterruptedError("the reader was closed")
                 tally.crc32 = stream.crc32()
         except TarError as error:
             if not self._reading.skip:

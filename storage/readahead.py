@@ -19,6 +19,7 @@ QUIET_SECONDS = 60.0
 """A file that gives no byte for so long while some are waited for is given up."""
 SLOWEST_RATE = 1 << 16
 """Bytes a second; a file that is waited for longer than it takes at this rate, and QUIET_SECONDS, is given up."""
+_LOOK = 0.5  # seconds between two looks whether anybody still wants what is waited for
 _FEWEST = 1 << 16  # bytes that are asked for after failures
 
 
@@ -30,10 +31,12 @@ class ReadAhead:
     Parameters
     ----------
     source : Source
+    stopped : threading.Event, optional
+        Where another thread sets it, nothing is waited for any more.
     """
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, source: Source, stopped: threading.Event | None = None) -> None:
+        self.source, self.stopped = source, stopped or threading.Event()
         self.ask = RANGE_BYTES
         self.moved = threading.Condition()
         self.last_byte = 0.0
@@ -51,6 +54,8 @@ class ReadAhead:
             Where the store gives nothing any more.
         ReplacedError
             Where the file is not the one listed.
+        InterruptedError
+            Where ``stopped`` was set.
         """
         held = self._ranges[0].start if self._ranges else self._next
         if not held <= start <= self._next:
@@ -87,7 +92,9 @@ class ReadAhead:
                 left = min(quiet, longest - self._waited - (now - begun))
                 if left <= 0:
                     self._give_up(range_, self._waited + now - begun)
-                self.moved.wait(left)
+                if self.stopped.is_set():
+                    raise InterruptedError("the reader was closed")
+                self.moved.wait(min(left, _LOOK))
         self._waited += time.monotonic() - begun
         if range_.error is not None:
             raise range_.error

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,8 @@ class ResumingStream(io.RawIOBase):
         Version that it was listed with (`Shard.tag`); without one, the version found when reading begins.
     fresh : bool
         Whether it was listed just now, so that the store need not be asked again before reading.
+    stopped : threading.Event, optional
+        Where another thread sets it, nothing is waited for any more: InterruptedError.
 
     Raises
     ------
@@ -34,8 +37,17 @@ class ResumingStream(io.RawIOBase):
         While reading, where the store gives nothing, or less than 64 KiB a second.
     """
 
-    def __init__(self, fs: Any, path: str, size: int, tag: str = "", *, fresh: bool = False) -> None:
-        self._place = (fs, path, size, tag)
+    def __init__(
+        self,
+        fs: Any,
+        path: str,
+        size: int,
+        tag: str = "",
+        *,
+        fresh: bool = False,
+        stopped: threading.Event | None = None,
+    ) -> None:
+        self._place, self._stopped = (fs, path, size, tag), stopped
         self._fresh = fresh
         self._path, self._size = path, size
         self._position = 0
@@ -74,7 +86,7 @@ class ResumingStream(io.RawIOBase):
         end = self._position + wanted
         with self._naming():
             if self._ahead is None:
-                self._ahead = ReadAhead(open_source(*self._place, fresh=self._fresh))
+                self._ahead = ReadAhead(open_source(*self._place, fresh=self._fresh), self._stopped)
             data = self._ahead.read(self._position, end)
             self._unchecked = True
             if end == self._size:

@@ -1,5 +1,6 @@
 """Shards as byte streams."""
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
@@ -13,11 +14,21 @@ from .versions import ReplacedError, tag_of
 
 
 @contextmanager
-def open_shard(shard: Shard, options: Mapping[str, Any]) -> Iterator[BinaryIO]:
+def open_shard(shard: Shard, options: Mapping[str, Any], stopped: threading.Event | None = None) -> Iterator[BinaryIO]:
     """Open a shard for reading from its start to its end.
+
+    Parameters
+    ----------
+    shard : Shard
+    options : mapping
+        For fsspec.
+    stopped : threading.Event, optional
+        Where another thread sets it, nothing is waited for any more.
 
     Raises
     ------
+    InterruptedError
+        While reading, where ``stopped`` was set.
     ReplacedError
         While reading or at the end, where the shard is not the version listed.
     """
@@ -27,7 +38,7 @@ def open_shard(shard: Shard, options: Mapping[str, Any]) -> Iterator[BinaryIO]:
             yield stream
         _check_local(fs, path, shard)
         return
-    with ResumingStream(fs, path, shard.size, shard.tag) as resuming:
+    with ResumingStream(fs, path, shard.size, shard.tag, stopped=stopped) as resuming:
         yield cast("BinaryIO", resuming)
         resuming.check()  # a tar may end before its file does
 

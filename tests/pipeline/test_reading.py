@@ -1,6 +1,11 @@
 """Blocks of rows out of shards: whole, bounded, and tidy when nobody wants more."""
 
+import io
 import threading
+import time
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +13,17 @@ import numpy as np
 import pytest
 from conftest import npy, png, random_images, rows_of, write_shards, write_tar
 
+from tilecov.pipeline import decoders, forks, reading
 from tilecov.pipeline.ahead import ahead
-from tilecov.pipeline.decoders import PictureBudget
+from tilecov.pipeline.batches import batches
+from tilecov.pipeline.decoders import PictureBudget, decode_batch
 from tilecov.pipeline.errors import DoesNotFitError, SampleError
 from tilecov.pipeline.reading import BlockReader, Reading
 from tilecov.pipeline.rows import RowSpec
+from tilecov.pipeline.shards import Sample
 from tilecov.storage.listing import Shard, list_shards
+
+BESIDE = "bin", bytes(1 << 20)
 
 
 def spec(**fields: Any) -> RowSpec:
@@ -34,8 +44,8 @@ forked_or_not = pytest.mark.parametrize("forked", [False, True], ids=["threads",
 @pytest.mark.parametrize("threads", [1, 4])
 def test_all_rows_arrive_once(tmp_path: Path, block_rows: int, threads: int, forked: bool) -> None:
     images = random_images(100, 4)
-    reading = Reading(spec(), block_rows, threads, skip=False, forked=forked)
-    reader = BlockReader(shards_of(write_shards(tmp_path, images, 3)), reading)
+    how = Reading(spec(), block_rows, threads, skip=False, forked=forked)
+    reader = BlockReader(shards_of(write_shards(tmp_path, images, 3)), how)
     blocks = [block.copy() for block, _ in reader]
     assert all(len(block) == block_rows for block in blocks[:-1])
     found = np.concatenate(blocks)
@@ -85,6 +95,80 @@ def test_no_thread_is_left_when_reading_stops_early(tmp_path: Path) -> None:
     next(reader)
     reader.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+@forked_or_not
+def test_what_lies_beside_the_wanted_is_let_go(tmp_path: Path, forked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small images beside large files nobody wants: the batches that wait must not keep those in memory."""
+    images = random_images(60, 4)
+    files = [(f"{i:02d}.{end}", data) for i, image in enumerate(images) for end, data in (("png", png(image)), BESIDE)]
+    reader = BlockReader(
+        shards_of([write_tar(tmp_path / "a.tar", files)]), Reading(spec(), 64, 2, skip=False, forked=forked)
+    )
+    del files
+
+    def slowly(*args: Any) -> Any:
+        time.sleep(0.3)  # meanwhile everything is read that may be
+        return decode_batch(*args)
+
+    monkeypatch.setattr(decoders, "decode_batch", slowly)
+    monkeypatch.setattr(forks, "decode_batch", slowly)
+    tracemalloc.start()
+    try:
+        rows = np.concatenate([block.copy() for block, _ in reader])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(rows, rows_of(images))
+    assert peak < 8 << 20
+
+
+@pytest.mark.parametrize(
+    ("sizes", "wanted"),
+    [
+        ([[100] * 70, [100] * 70], [64, 64, 12]),  # copied: no chunk is kept
+        ([[10_000] * 70, [10_000] * 70], [64, 64, 12]),
+        ([[100_000] * 10, [100_000] * 10], [11, 9]),  # by their bytes
+        ([[20_000] * 8] * 5, [16, 16, 8]),  # by the chunks that they lie in
+        ([[], [100], []], [1]),
+        ([], [0]),
+    ],
+)
+def test_batches_are_bounded_in_samples_bytes_and_chunks(sizes: list[list[int]], wanted: list[int]) -> None:
+    found = [[Sample(f"{i} {j}", "png", bytes(size)) for j, size in enumerate(chunk)] for i, chunk in enumerate(sizes)]
+    gathered = list(batches(found))
+    assert [len(batch) for batch in gathered] == wanted
+    assert [sample for batch in gathered for sample in batch] == [sample for chunk in found for sample in chunk]
+
+
+class Endless(io.RawIOBase):
+    """A shard of files that nobody wants, without an end."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.read_bytes()[:1024]  # a header and its content
+
+    def read(self, size: int = -1) -> bytes:
+        return self.file * (size // 1024)
+
+
+@forked_or_not
+def test_reading_ends_where_nothing_wanted_comes_any_more(
+    tmp_path: Path, forked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after Ctrl-C, which must not wait for the end of a shard."""
+    opened = reading.open_shard
+    shards = shards_of(write_shards(tmp_path, random_images(65, 4), 1))
+    shards += shards_of([write_tar(tmp_path / "endless.tar", [("a.bin", b"unwanted")])])
+
+    @contextmanager
+    def opening(shard: Shard, *how: Any) -> Iterator[Any]:
+        with opened(shard, *how) as stream:
+            yield Endless(tmp_path / "endless.tar") if shard is shards[1] else stream
+
+    monkeypatch.setattr(reading, "open_shard", opening)
+    blocks = iter(BlockReader(shards, Reading(spec(), 8, 2, skip=False, forked=forked)))
+    next(blocks)
+    blocks.close()  # type: ignore[attr-defined]
 
 
 def test_ahead_yields_everything_in_order_and_stops() -> None:
