@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tilecov.storage.checksums import Checksummed
 from tilecov.storage.listing import Shard
-from tilecov.storage.streams import open_shard
+from tilecov.storage.streams import ShardStreams
 from tilecov.storage.tar import TarError
 
 from .batches import batches
@@ -144,16 +144,17 @@ class BlockReader:
 
     def _run(self, decoders: Decoders) -> None:
         try:
-            with closing(decoders):
-                self._fill(decoders)
+            streams = ShardStreams(self._shards, self._reading.options, self._stop)
+            with closing(decoders), streams:
+                self._fill(decoders, streams)
             self._full.put(None)
         except BaseException as error:  # noqa: BLE001  (handed to the thread that iterates)
             self._full.put(error)
 
-    def _fill(self, decoders: Decoders) -> None:
+    def _fill(self, decoders: Decoders, streams: ShardStreams) -> None:
         filling: _Filling | None = None
         limit = FIRST_BLOCK
-        for tally, waiting in self._batches():
+        for tally, waiting in self._batches(streams):
             batch = waiting
             while batch and not self._stop.is_set():
                 if filling is None:
@@ -208,18 +209,18 @@ class BlockReader:
         while self._pending:
             self._settle(decoders)
 
-    def _batches(self) -> Iterator[tuple[ShardTally, list[Sample]]]:
+    def _batches(self, streams: ShardStreams) -> Iterator[tuple[ShardTally, list[Sample]]]:
         for tally in self.tallies:
-            for batch in batches(self._samples(tally)):
+            for batch in batches(self._samples(tally, streams)):
                 yield tally, batch
             if self._progress is not None:
                 self._progress(1)
 
-    def _samples(self, tally: ShardTally) -> Iterator[list[Sample]]:
-        """Yield the wanted samples of a shard and count the others."""
+    def _samples(self, tally: ShardTally, streams: ShardStreams) -> Iterator[list[Sample]]:
+        """Yield the wanted samples of the next shard and count the others."""
         spec, url = self._reading.spec, tally.shard.url
         try:
-            with open_shard(tally.shard, self._reading.options, self._stop) as opened:
+            with streams.open_next() as opened:
                 stream = Checksummed(opened)
                 beside = spec.grouping.companion if spec.grouping else ""
                 for items in sample_lists(

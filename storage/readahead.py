@@ -23,6 +23,13 @@ _LOOK = 0.5  # seconds between two looks whether anybody still wants what is wai
 _FEWEST = 1 << 16  # bytes that are asked for after failures
 
 
+class Window:
+    """How many ranges may be held or on their way, of all files that one thread reads one after another."""
+
+    def __init__(self) -> None:
+        self.left = WINDOW_BYTES // RANGE_BYTES
+
+
 class ReadAhead:
     """The bytes of a source, the next ones on their way while some are used.
 
@@ -33,17 +40,37 @@ class ReadAhead:
     source : Source
     stopped : threading.Event, optional
         Where another thread sets it, nothing is waited for any more.
+    window : Window, optional
+        Shared with other files; the one that is read may have one range more.
+    whole : bool
+        Whether all of it will be read, so that reading begins with the whole window.
     """
 
-    def __init__(self, source: Source, stopped: threading.Event | None = None) -> None:
-        self.source, self.stopped = source, stopped or threading.Event()
+    def __init__(
+        self,
+        source: Source,
+        stopped: threading.Event | None = None,
+        window: Window | None = None,
+        *,
+        whole: bool = False,
+    ) -> None:
+        self.source, self.stopped, self._window = source, stopped or threading.Event(), window or Window()
         self.ask = RANGE_BYTES
         self.moved = threading.Condition()
         self.last_byte = 0.0
         self._ranges: deque[_Range] = deque()
         self._next = 0
-        self._depth = 1
+        self._depth = self._deepest if whole else 1
         self._waited = 0.0
+
+    @property
+    def _deepest(self) -> int:
+        return min(self.source.readers, WINDOW_BYTES // RANGE_BYTES)
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether every byte up to the end is there or on its way."""
+        return self._next >= self.source.size
 
     def read(self, start: int, end: int) -> bytes:
         """Return the bytes from ``start`` to ``end``; those before ``start`` are let go.
@@ -65,22 +92,30 @@ class ReadAhead:
 
     def _pieces(self, start: int, end: int) -> Iterator[memoryview]:
         while start < end:
-            self._fill()
+            if not self._ranges:
+                self._ask()
+            self.fill()
             first = self._ranges[0]
             if first.end <= start:
                 self._ranges.popleft()
-                self._depth = min(self.source.readers, WINDOW_BYTES // RANGE_BYTES)
+                self._window.left += 1
+                self._depth = self._deepest
                 continue
             self._wait(first)
             piece = memoryview(first.data)[start - first.start : end - first.start]
             start += len(piece)
             yield piece
 
-    def _fill(self) -> None:
-        while not self._ranges or (len(self._ranges) < self._depth and self._next < self.source.size):
-            end = min(self._next + (RANGE_BYTES if self._depth > 1 else FIRST_BYTES), self.source.size)
-            self._ranges.append(_Range(self, self._next, end))
-            self._next = end
+    def fill(self) -> None:
+        """Ask for what there is room for."""
+        while len(self._ranges) < self._depth and self._window.left > 0 and not self.is_asked_for:
+            self._ask()
+
+    def _ask(self) -> None:
+        end = min(self._next + (RANGE_BYTES if self._depth > 1 else FIRST_BYTES), self.source.size)
+        self._ranges.append(_Range(self, self._next, end))
+        self._window.left -= 1
+        self._next = end
 
     def _wait(self, range_: "_Range") -> None:
         begun = time.monotonic()
@@ -110,6 +145,7 @@ class ReadAhead:
         """Ask the threads to end, and wait for none of them: one may hang."""
         for range_ in self._ranges:
             range_.stopped.set()
+        self._window.left += len(self._ranges)
         self._ranges.clear()
 
 

@@ -3,11 +3,11 @@
 import errno
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .readahead import ReadAhead
+from .readahead import ReadAhead, Window
 from .redact import redact
 from .retries import one_line, retry
 from .sources import open_source, shown_url
@@ -28,6 +28,8 @@ class ResumingStream(io.RawIOBase):
         Whether it was listed just now, so that the store need not be asked again before reading.
     stopped : threading.Event, optional
         Where another thread sets it, nothing is waited for any more: InterruptedError.
+    window : Window, optional
+        Shared with the files that are read before and after this one.
 
     Raises
     ------
@@ -46,13 +48,16 @@ class ResumingStream(io.RawIOBase):
         *,
         fresh: bool = False,
         stopped: threading.Event | None = None,
+        window: Window | None = None,
     ) -> None:
-        self._place, self._stopped = (fs, path, size, tag), stopped
+        self._place, self._stopped, self._window = (fs, path, size, tag), stopped, window
         self._fresh = fresh
         self._path, self._size = path, size
         self._position = 0
         self._ahead: ReadAhead | None = None
-        self._unchecked = False
+        self._unchecked = self._failed = False
+        self.when_asked_for: Callable[[], None] | None = None
+        """Called after reading, where all bytes up to the end are there or on their way."""
 
     def readable(self) -> bool:
         """Return True."""
@@ -85,14 +90,33 @@ class ResumingStream(io.RawIOBase):
             return b""
         end = self._position + wanted
         with self._naming():
-            if self._ahead is None:
-                self._ahead = ReadAhead(open_source(*self._place, fresh=self._fresh), self._stopped)
-            data = self._ahead.read(self._position, end)
+            ahead = self._ahead = self._ahead or self._open(whole=False)
+            data = ahead.read(self._position, end)
             self._unchecked = True
             if end == self._size:
                 self.check()
         self._position = end
+        if self.when_asked_for is not None and ahead.is_asked_for:
+            self.when_asked_for()
         return data
+
+    def begin(self) -> None:
+        """Ask for the first bytes, of which all will be read; what fails is raised where they are read."""
+        if self._ahead is None and not self._failed:
+            try:
+                self._ahead = self._open(whole=True)
+            except Exception:  # noqa: BLE001  (stores have exceptions of their own)
+                self._failed = True
+        if self._ahead is not None:
+            self._ahead.fill()
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether every byte up to the end is there or on its way."""
+        return self._ahead is not None and self._ahead.is_asked_for
+
+    def _open(self, *, whole: bool) -> ReadAhead:
+        return ReadAhead(open_source(*self._place, fresh=self._fresh), self._stopped, self._window, whole=whole)
 
     def check(self) -> None:
         """Make sure that all bytes given so far are of one version; ReplacedError where they may not be."""

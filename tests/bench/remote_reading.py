@@ -1,6 +1,6 @@
-"""A shard read by tilecov beside one plain fsspec stream, from an S3 store behind a line with latency.
+"""Shards read by tilecov beside plain fsspec streams, from an S3 store behind a line with latency.
 
-Usage: remote_reading.py [--store moto|ceph] [--latency SECONDS] [--window BYTES] [--mib N] [--rounds N]
+Usage: remote_reading.py [--store moto|ceph] [--latency SECONDS] [--window BYTES] [--mib N] [--shards N] [--rounds N]
 
 Store and line are processes of their own; each answer waits for the latency, and a connection carries at most a window
 of bytes in each latency, as TCP does. Both readers take 1 MiB at a time and do nothing with it. MiB a second; medians
@@ -25,7 +25,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "servers"), str(Path(__file__).p
 from stores import Store, moto
 
 from tilecov.storage.listing import list_shards
-from tilecov.storage.streams import open_shard
+from tilecov.storage.streams import ShardStreams
 
 MIB = 1 << 20
 LINE = """
@@ -44,33 +44,37 @@ def main() -> None:
     parser.add_argument("--store", choices=("moto", "ceph"), default="moto", help="ceph takes a Docker engine")
     parser.add_argument("--latency", type=float, default=0.02)
     parser.add_argument("--window", type=int, default=1 << 16, help="0 for none (default: 65536, TCP without scaling)")
-    parser.add_argument("--mib", type=int, default=16)
+    parser.add_argument("--mib", type=int, default=16, help="of a shard")
+    parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     data = np.random.default_rng(0).bytes(options.mib * MIB)
-    rates: dict[str, list[float]] = {"tilecov": [], "one fsspec stream": []}
+    rates: dict[str, list[float]] = {"tilecov": [], "plain fsspec streams": []}
     with tempfile.TemporaryDirectory() as folder, started(options.store, Path(folder)) as store:
         Path(folder, "shards").mkdir()
-        Path(folder, "shards", "a.tar").write_bytes(data)
+        for index in range(options.shards):
+            Path(folder, "shards", f"{index:03d}.tar").write_bytes(data)
         store.put(Path(folder, "shards"), "bench")
-        url = f"{store.root}/bench/a.tar"
         with line(store.port, options.latency, options.window) as port:
             settings = store.through(port)
-            (shard,) = list_shards([url], settings)
+            shards = list_shards([f"{store.root}/bench/*.tar"], settings)
 
-            def ours() -> bytes:
-                with open_shard(shard, settings) as stream:
-                    return b"".join(iter(lambda: stream.read(MIB), b""))
+            def ours() -> Iterator[bytes]:
+                with ShardStreams(shards, settings) as streams:
+                    for _ in shards:
+                        with streams.open_next() as stream:
+                            yield b"".join(iter(lambda: stream.read(MIB), b""))
 
-            def plain() -> bytes:
-                with fsspec.open(url, "rb", **settings) as stream:
-                    return b"".join(iter(lambda: stream.read(MIB), b""))
+            def plain() -> Iterator[bytes]:
+                for shard in shards:
+                    with fsspec.open(shard.url, "rb", **settings) as stream:
+                        yield b"".join(iter(lambda: stream.read(MIB), b""))
 
             for _ in range(options.rounds):
-                rates["tilecov"].append(options.mib / seconds(ours, data))
-                rates["one fsspec stream"].append(options.mib / seconds(plain, data))
-    setting = f"{options.store}, {options.mib} MiB, {1000 * options.latency:g} ms latency, window {options.window}"
-    lines = [f"{setting}, MiB a second"]
+                for name, reader in zip(rates, (ours, plain), strict=True):
+                    rates[name].append(options.shards * options.mib / seconds(reader, data))
+    line_of = f"{1000 * options.latency:g} ms latency, window {options.window}"
+    lines = [f"{options.store}, {options.shards} x {options.mib} MiB, {line_of}, MiB a second"]
     lines += [
         f"{name:20} {statistics.median(found):6.0f}  ({min(found):.0f} to {max(found):.0f})"
         for name, found in rates.items()
@@ -93,12 +97,12 @@ def started(name: str, folder: Path) -> Iterator[Store]:
         yield store
 
 
-def seconds(call: Callable[[], bytes], wanted: bytes) -> float:
-    """Return how long ``call`` takes to return ``wanted``."""
+def seconds(reader: Callable[[], Iterator[bytes]], wanted: bytes) -> float:
+    """Return how long ``reader`` takes to give all shards, each of them ``wanted``."""
     begun = time.perf_counter()
-    data = call()
+    found = list(reader())
     took = time.perf_counter() - begun
-    assert data == wanted
+    assert all(data == wanted for data in found)
     return took
 
 

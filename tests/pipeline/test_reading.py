@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import npy, png, random_images, rows_of, write_shards, write_tar
 
-from tilecov.pipeline import decoders, forks, reading
+from tilecov.pipeline import decoders, forks
 from tilecov.pipeline.ahead import ahead
 from tilecov.pipeline.batches import batches
 from tilecov.pipeline.decoders import PictureBudget, decode_batch
@@ -22,6 +22,7 @@ from tilecov.pipeline.reading import BlockReader, Reading
 from tilecov.pipeline.rows import RowSpec
 from tilecov.pipeline.shards import Sample
 from tilecov.storage.listing import Shard, list_shards
+from tilecov.storage.streams import ShardStreams
 
 BESIDE = "bin", bytes(1 << 20)
 
@@ -156,16 +157,16 @@ def test_reading_ends_where_nothing_wanted_comes_any_more(
     tmp_path: Path, forked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after Ctrl-C, which must not wait for the end of a shard."""
-    opened = reading.open_shard
+    opened = ShardStreams.open_next
     shards = shards_of(write_shards(tmp_path, random_images(65, 4), 1))
     shards += shards_of([write_tar(tmp_path / "endless.tar", [("a.bin", b"unwanted")])])
 
     @contextmanager
-    def opening(shard: Shard, *how: Any) -> Iterator[Any]:
-        with opened(shard, *how) as stream:
-            yield Endless(tmp_path / "endless.tar") if shard is shards[1] else stream
+    def opening(streams: ShardStreams) -> Iterator[Any]:
+        with opened(streams) as stream:
+            yield stream if len(streams._left) else Endless(tmp_path / "endless.tar")
 
-    monkeypatch.setattr(reading, "open_shard", opening)
+    monkeypatch.setattr(ShardStreams, "open_next", opening)
     blocks = iter(BlockReader(shards, Reading(spec(), 8, 2, skip=False, forked=forked)))
     next(blocks)
     blocks.close()  # type: ignore[attr-defined]
