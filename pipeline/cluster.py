@@ -15,7 +15,7 @@ from uuid import uuid4
 from tilecov.storage.retries import Retry, tell, telling
 
 from .errors import ClusterError
-from .machine import memory_bytes
+from .machine import cores, memory_bytes
 
 PATIENCE = 60.0
 """Seconds that a cluster may be without workers."""
@@ -45,6 +45,10 @@ def refuse_others(worker: str, wanted: Mapping[str, str], found: Mapping[str, st
         raise ClusterError(
             f"worker {worker} has {there}, and this process {here}; install the same versions on both. {_RESUME}"
         )
+
+
+def _cores_and_memory() -> tuple[int, int]:
+    return cores(), memory_bytes()
 
 
 @dataclass(frozen=True)
@@ -136,11 +140,11 @@ class ClusterExecutor(Executor):
             if not isinstance(found, Exception):  # a worker that was lost in between harms nobody
                 refuse_others(worker, versions_here(), found)
 
-    def memories(self) -> list[int]:
-        """Return the memory of each worker that is there now, bytes: its machine's or its container's."""
+    def machines(self) -> list[tuple[int, int]]:
+        """Return the cores and bytes of memory of each worker that is there now: its machine's or its container's."""
         with self._answering():
-            answers = self._client.run(memory_bytes, on_error="return")
-        return [answer for answer in answers.values() if isinstance(answer, int)]
+            answers = self._client.run(_cores_and_memory, on_error="return")
+        return [answer for answer in answers.values() if isinstance(answer, tuple)]
 
     def slots(self, note: Callable[[str], None]) -> int:
         """Return how many workers there are; wait where there are none.

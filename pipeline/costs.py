@@ -124,7 +124,7 @@ class Costs:
     @property
     def threads(self) -> int:
         """Decode threads a process."""
-        return self.job.decode_threads or max(1, self.machine.cores // self.job.workers)
+        return self.job.decode_threads or max(1, self.machine.reading_cores // self.job.workers)
 
     @property
     def machines(self) -> int:
@@ -187,7 +187,7 @@ class Costs:
         if not self.is_exact:
             return rows * columns * (4 + 8 // max(1, tiles_of(self.job.size)))
         if self.machine.kernel == "int8":  # a tile column twice, and what each thread works in
-            return rows * (columns + tile_of(self.job.size)) + self.machine.cores * (3 << 19)
+            return rows * (columns + tile_of(self.job.size)) + self.machine.reading_cores * (3 << 19)
         return rows * columns * 4
 
     def accumulator(self, entries: int, *, wide: bool = False) -> int:
@@ -256,18 +256,17 @@ class Costs:
         return 2 * self.facts.samples * upper_entries(self.job.size) / rate
 
     def decode_seconds(self) -> float:
-        """Seconds to read and decode all samples, on the threads of one process of each machine, or of its workers."""
-        threads = self.threads if self.machine.workers else self.threads * self.job.workers
-        return self.facts.samples * (self.facts.decode_seconds + READ_SECONDS) / min(threads, self.machine.cores)
+        """Seconds to read and decode all samples; one thread of a process reads, and a scheduler's machine has one."""
+        processes = 1 if self.machine.workers else self.job.workers
+        shared = (self.facts.decode_seconds + READ_SECONDS) / min(self.threads * processes, self.machine.reading_cores)
+        return self.facts.samples * max(READ_SECONDS / processes, shared)
 
     def stage(self, name: str, memory: int, **cost: Any) -> StagePlan:
         """Return a stage; bytes written lately are read from memory, so reading counts an eighth."""
-        read, written = int(cost.get("read", 0)), int(cost.get("written", 0))
+        read, written, requests = (int(cost.get(what, 0)) for what in ("read", "written", "requests"))
         seconds = cost.get("seconds", 0.0) + (read / 8 + written) / self.machine.disk + 0.03
         disk = int(cost.get("disk", written))
-        return StagePlan(
-            name, memory, disk, read, written, int(cost.get("requests", 0)), cost.get("flops", 0.0), seconds
-        )
+        return StagePlan(name, memory, disk, read, written, requests, cost.get("flops", 0.0), seconds)
 
     def reading_stages(self, block: int, units: int) -> list[StagePlan]:
         """Return the stages of the resident strategy."""

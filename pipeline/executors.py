@@ -102,7 +102,7 @@ def executor_of(job: Job) -> Iterator[TaskExecutor]:
 
 
 def measure_for(job: Job, out: str | None) -> Machine:
-    """Measure the machine that a job is planned for: this one, with the memory of a scheduler's least worker.
+    """Measure the machine that a job is planned for: this one, with the memory and cores of a scheduler's least worker.
 
     Workers elsewhere may have other processors, so what multiplies there is theirs to choose.
     """
@@ -110,8 +110,10 @@ def measure_for(job: Job, out: str | None) -> Machine:
     if job.scheduler is None:
         return here
     with executor_of(job) as executor:
-        memories = executor.memories() if isinstance(executor, ClusterExecutor) else []
-    return replace(here, memory=min([here.memory, *memories]), workers=len(memories), kernel="", apart=False)
+        found = executor.machines() if isinstance(executor, ClusterExecutor) else []
+    memory = min([here.memory, *(memory for _, memory in found)])
+    least = min((count for count, _ in found), default=0)
+    return replace(here, memory=memory, workers=len(found), worker_cores=least, kernel="", apart=False)
 
 
 def _local_cluster(job: Job) -> Any:

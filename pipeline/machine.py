@@ -47,6 +47,8 @@ class Machine:
         The type of the job's device.
     workers : int
         Workers of a scheduler that are there; 0 without one.
+    worker_cores : int
+        Cores of the least of them; 0 where there are none.
     exact : float
         Operations a second of the device's exact products of uint8 rows; 0 where they were not measured.
     kernel : str
@@ -70,6 +72,12 @@ class Machine:
     kernel: str = ""
     sliced: float = 0.0
     apart: bool = False
+    worker_cores: int = 0
+
+    @property
+    def reading_cores(self) -> int:
+        """Cores of a machine that reads: this one, or a scheduler's least worker's."""
+        return self.worker_cores or self.cores
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tilecov.pipeline.bounds import INT32_ROWS
-from tilecov.pipeline.costs import EIGH_FLOPS, tiles_of, upper_entries
+from tilecov.pipeline.costs import EIGH_FLOPS, READ_SECONDS, tiles_of, upper_entries
 from tilecov.pipeline.methods import BAND, LAPACK_LIMIT, PASSES, VECTORS
-from tilecov.storage.readahead import FIRST_BYTES, RANGE_BYTES
+from tilecov.storage.readahead import FIRST_BYTES, RANGE_BYTES, WINDOW_BYTES
 
 ONE_CORE = 16_000
 """Images of 64 x 64 x 3 that a core reads and decodes a second (PNG, about; docs/bench/peers.md)."""
@@ -141,6 +141,16 @@ def statistics(data: Dataset, cluster: Cluster) -> Iterator[tuple[str, str, str]
         "read through the links",
         f"bytes / ({cluster.gpus} x {size(cluster.link)}/s)",
         time(data.bytes / cluster.gpus / cluster.link),
+    )
+    yield (
+        "latency of a range up to which its window fills a link",
+        f"{size(WINDOW_BYTES)} / ({size(cluster.link)}/s)",
+        f"{1000 * WINDOW_BYTES / cluster.link:.0f} ms",
+    )
+    yield (
+        "headers read and samples handed over, one thread a worker",
+        f"N {1e6 * READ_SECONDS:.0f} us / {cluster.gpus}",
+        time(data.images * READ_SECONDS / cluster.gpus),
     )
     yield "decode", f"N (R / 64)^2 / {ONE_CORE:,} core-seconds", time(data.decoding) + " of a core"
     yield "the same on all cores", f"/ {hosts:,}", time(data.decoding / hosts)

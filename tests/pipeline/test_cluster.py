@@ -22,10 +22,11 @@ from tilecov.pipeline.cli import run_safely
 from tilecov.pipeline.cluster import ClusterExecutor, refuse_others, versions_here
 from tilecov.pipeline.errors import ClusterError
 from tilecov.pipeline.executors import executor_of, run_all
+from tilecov.pipeline.machine import cores, memory_bytes
 from tilecov.pipeline.observer import Observer
 from tilecov.storage.retries import Retry, retry, telling
 
-memories = ClusterExecutor.memories
+machines = ClusterExecutor.machines
 LONG = 120.0  # seconds after which something that should happen has not
 INTERRUPTIBLE = ("env", "--default-signal=INT", sys.executable)
 """Python as a terminal starts it: what a script starts behind it ignores Ctrl-C."""
@@ -163,16 +164,20 @@ def test_workers_that_come_late_are_waited_for_and_used(tmp_path: Path, cluster:
     assert notes == [f"waiting up to 60 s for workers of {cluster.address}"]
 
 
-def test_the_plan_keeps_inside_the_memory_of_the_least_worker(
+def test_the_plan_is_for_the_cores_and_memory_of_the_least_worker(
     tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.worker()
     cluster.worker()
     cluster.wait_for_workers(2)
-    monkeypatch.setattr(ClusterExecutor, "memories", lambda self: [3 << 30, len(memories(self)) << 30])
+    here = cores(), memory_bytes()
+    monkeypatch.setattr(ClusterExecutor, "machines", lambda self: [*machines(self)[1:], (5, 2 << 30), (7, 3 << 30)])
     planned = plan(job_of(tmp_path, scheduler=cluster.address))
-    assert planned.memory == int(0.8 * (2 << 30))
-    assert len(planned.units) == 2
+    assert planned.memory == int(0.8 * min(2 << 30, here[1]))
+    assert planned.decode_threads == min(5, here[0])
+    assert len(planned.units) == 3
+    monkeypatch.setattr(ClusterExecutor, "machines", lambda self: [(3 * here[0], 2 << 30)] * len(machines(self)))
+    assert plan(job_of(tmp_path, scheduler=cluster.address)).decode_threads == 3 * here[0]  # as many as they have
 
 
 def test_without_workers_it_ends_with_one_line(tmp_path: Path, cluster: Cluster) -> None:
