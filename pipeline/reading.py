@@ -81,6 +81,8 @@ class Reading:
         Blocks in flight. With one, decoding waits while the products run.
     forked : bool
         Whether the decoders are processes, where they can be.
+    empty : callable
+        (shape, dtype) -> the array of a block; processes have shared ones.
     """
 
     spec: RowSpec
@@ -91,12 +93,13 @@ class Reading:
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     blocks: int = BLOCKS
     forked: bool = False
+    empty: Callable[[tuple[int, int], str], Block] = np.empty
 
     def decoders(self) -> tuple[Decoders, list[Block]]:
         """Return decoders and the blocks that they can write to; processes are forked by this call."""
         shape = self.block_rows, self.spec.size
         if not (self.forked and can_fork()):
-            blocks = [np.empty(shape, self.spec.kind) for _ in range(self.blocks)]
+            blocks = [self.empty(shape, self.spec.kind) for _ in range(self.blocks)]
             return ThreadDecoders(self.spec, self.pictures, self.threads), blocks
         blocks = shared_blocks(self.blocks, shape, self.spec.kind)
         return ForkedDecoders(self.spec, self.pictures, blocks, self.threads), blocks

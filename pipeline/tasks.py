@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from .momentstore import MomentsStore
 from .norms import NormsSum
 from .reading import BlockReader, Reading, ShardTally
 from .rows import RowSpec
+from .transfer import host_block, sender_to
 
 Progress = Callable[[int, int], None]
 """Called with (shards or tiles, rows) that were done since the last call."""
@@ -131,8 +133,9 @@ class UnitTask(Task):
     def reader(self, progress: Progress | None, blocks: int = BLOCKS) -> BlockReader:
         """Return the blocks of this unit."""
         reading = Reading(
-            self.spec, self.block_rows, self.threads, self.skip, self.pictures, self.options, blocks, self.forked
-        )
+            self.spec, self.block_rows, self.threads, self.skip, self.pictures, self.options, blocks, self.forked,
+            partial(host_block, device=choose_device(self.device)),
+        )  # fmt: skip
         return BlockReader(self.shards, reading, None if progress is None else lambda shards: progress(shards, 0))
 
 
@@ -186,12 +189,14 @@ class _Parts:
         self._norms: dict[str, NormsSum] = {}
         self._written: list[Record] = []
         self._workspace = Workspace()  # of all groups, as the plan counts it
+        self._sent = sender_to(choose_device(task.device))
 
     def add(self, label: str, rows: npt.NDArray[Any]) -> None:
         accumulator = self._sums.get(label) or self._begin(label)
         if accumulator.room() < len(rows):
             self._write(label, accumulator)
-        accumulator.add(panels_of(torch.from_numpy(rows), self._task.tiling))
+        with self._sent(torch.from_numpy(rows)) as there:
+            accumulator.add(panels_of(there, self._task.tiling))
         if self._task.spec.kind == "uint8":
             self._norms.setdefault(label, NormsSum(self._task.spec.size)).add(rows)
 

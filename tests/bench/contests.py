@@ -23,10 +23,20 @@ class Scale:
         Where shards are made, and kept from run to run.
     quick : bool
         Tiny sizes: shows that all of it runs, and measures nothing.
+    part : float
+        Of the usual number of images.
+    side : int
+        Of the images that usually have 64.
     """
 
     data: Path
     quick: bool
+    part: float = 1.0
+    side: int = 64
+
+    def images(self, usual: int) -> int:
+        """Return the images of a table that usually has so many."""
+        return max(2, round(self.part * usual))
 
     def shards(self, count: int, side: int, channels: int, kind: str = "png") -> list[str]:
         """Return shards of up to a thousand dead-leaves images each; made where they are not there."""
@@ -58,21 +68,21 @@ def contests(scale: Scale) -> list[Contest]:
         reading(scale, "jpg"),
         components(scale, full=True),
         components(scale, full=False),
-        job(scale, 28, 1, 60_000, rounds=3),
-        job(scale, 32, 3, 50_000, rounds=3),
+        job(scale, "job-28", 28, 1, 60_000),
+        job(scale, "job-32", 32, 3, 50_000),
         workers(scale),
         covariance(scale),
-        job(scale, 64, 3, 15_000, rounds=1),
+        job(scale, "job-64", scale.side, 3, 15_000),
     ]
 
 
 def reading(scale: Scale, kind: str) -> Contest:
     """Return the contest of reading and decoding."""
-    images, times = (130, 1) if scale.quick else (15_000, 4)
-    count = images * times
+    images, times = (130, 1) if scale.quick else (scale.images(15_000), 4)
+    count, side = images * times, scale.side
 
     def entries() -> list[Entry]:
-        shards = repeated(scale.shards(images, 64, 3, kind), times)
+        shards = repeated(scale.shards(images, side, 3, kind), times)
         same = {"shards": shards, "count": count}
         checked = {**same, "processes": 2, "check": True}
         return [
@@ -89,12 +99,14 @@ def reading(scale: Scale, kind: str) -> Contest:
         f"by Pillow. Sums of each pixel over all images are equal. The {images:,} images lie there {times} times, so "
         "that starting processes does not decide."
     )
-    return Contest(f"reading-{kind}", f"Read and decode: {count:,} {kind.upper()} of 64 x 64 x 3", note, entries)
+    return Contest(
+        f"reading-{kind}", f"Read and decode: {count:,} {kind.upper()} of {side} x {side} x 3", note, entries
+    )
 
 
 def covariance(scale: Scale) -> Contest:
     """Return the contest of the covariance."""
-    side, count = (8, 600) if scale.quick else (64, 8_192)
+    side, count = (8, 600) if scale.quick else (scale.side, scale.images(8_192))
     size = 3 * side**2
 
     def entries() -> list[Entry]:
@@ -120,7 +132,7 @@ def covariance(scale: Scale) -> Contest:
 
 def components(scale: Scale, *, full: bool) -> Contest:
     """Return the contest of covariance and eigenvectors: all, or the leading 64."""
-    side, count = (8, 600) if scale.quick else (32, 8_192)
+    side, count = (8, 600) if scale.quick else (32, scale.images(8_192))
     size = 3 * side**2
     rank = size if full else 64
     same = {"count": count, "size": size}
@@ -145,10 +157,9 @@ def components(scale: Scale, *, full: bool) -> Contest:
     return Contest(f"components-{'all' if full else rank}", title, note, lambda: [ours, *peers], 3)
 
 
-def job(scale: Scale, side: int, channels: int, count: int, rounds: int) -> Contest:
+def job(scale: Scale, name: str, side: int, channels: int, usual: int) -> Contest:
     """Return the contest of whole jobs."""
-    small, images, part = (8, 300, "16") if scale.quick else (side, count, "1024")
-    name = f"job-{side}"
+    small, images, part = (8, 300, "16") if scale.quick else (side, scale.images(usual), "1024")
 
     def entries() -> list[Entry]:
         shards = scale.shards(images, small, channels)
@@ -159,19 +170,19 @@ def job(scale: Scale, side: int, channels: int, count: int, rounds: int) -> Cont
         full = Entry("tilecov, full rank", "jobs.tilecov", same)
         leading = Entry(f"tilecov, rank {int(part):,}", "jobs.tilecov", {**same, "rank": int(part)}, 1e-2)
         reference = Entry("reference, full rank", "jobs.reference", same)
-        return [full, *([leading] if side == 64 else []), reference]
+        return [full, *([leading] if name == "job-64" else []), reference]
 
     note = (
         "From shards to the four artifacts on disk; tilecov checks them too. The reference reads the same PNG as "
         "files: two passes of a DataLoader with 2 workers and Pillow, then `torch.linalg.svd`. Eigenvalues, mean, and "
         "the product of the covariance with a vector are equal to 1e-3 (rank 1,024: 1e-2)."
     )
-    return Contest(name, f"Whole job: {images:,} images of {small} x {small} x {channels}", note, entries, rounds)
+    return Contest(name, f"Whole job: {images:,} images of {small} x {small} x {channels}", note, entries, 3)
 
 
 def workers(scale: Scale) -> Contest:
     """Return the contest of two workers and one, a thread each."""
-    side, images, times = (8, 300, 2) if scale.quick else (64, 15_000, 32)
+    side, images, times = (8, 300, 2) if scale.quick else (scale.side, scale.images(15_000), 32)
     count = images * times
 
     def entries() -> list[Entry]:

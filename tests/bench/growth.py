@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from contests import ALONE, Scale
-from here import machine
+from here import code, machine
 from turns import Entry, measure
 
 from tilecov.pipeline.costs import upper_entries
@@ -86,8 +86,9 @@ def grow(scale: Scale, out: Path, rounds: int | None, *, fresh: bool = False) ->
 def collect(wanted: Sequence[Point], scale: Scale, rounds: int, file: Path) -> dict[str, list[dict[str, Any]]]:
     """Measure every point once a round, what ``file`` has already counted in."""
     kept = json.loads(file.read_text()) if file.exists() else {}
-    if kept.get("machine") != machine():
-        kept = {"machine": machine(), "points": {}}
+    now = code()
+    if (kept.get("machine"), kept.get("code", {}).get("sources")) != (machine(), now["sources"]):
+        kept = {"machine": machine(), "code": now, "points": {}}
     found: dict[str, list[dict[str, Any]]] = kept["points"]
     for number in range(rounds):
         for point in wanted:

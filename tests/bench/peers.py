@@ -1,12 +1,13 @@
 """tilecov beside what a user would pick instead, at the same work, turn by turn.
 
-Usage: peers.py [--quick] [--table NAME] [--rounds N] [--out FOLDER] [--data FOLDER] [--fresh]
+Usage: peers.py [--quick] [--table NAME] [--rounds N] [--images PART] [--side N] [--out FOLDER] [--data FOLDER]
+                [--fresh]
 
 Writes FOLDER/peers.md, peers.png and measures.json after every table, then growth.md, growth.png and growth.json: how
-cost grows with N, d and workers (the table ``growth``). What is in measures.json is not measured again
-where machine and versions are the same, so the same command goes on, and --rounds 5 adds to 3. Each measure is a
-process of its own; imports and making data ready are not timed. Contenders take turns, forwards and backwards, so that
-a busy minute hits all; ratios are medians over the rounds. A table is made only where all found the same numbers.
+cost grows with N, d and workers (the table ``growth``). What is in measures.json is not measured again where machine,
+versions, sizes and tilecov's sources are the same, so the same command goes on, and --rounds 5 adds to 3. Each measure
+is a process of its own; imports and making data ready are not timed. Contenders take turns, forwards and backwards, so
+that a busy minute hits all; ratios are medians over the rounds. A table is made only where all found the same numbers.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from typing import Any
 
 import growth
 from contests import Scale, contests
-from here import machine
+from here import code, machine
 from tables import Table, draw
 from turns import Contest, take_turns
 
@@ -31,12 +32,14 @@ def main() -> None:
     parser.add_argument(
         "--table", action="append", metavar="NAME", help=f"one of {', '.join(names)}, or their beginning"
     )
-    parser.add_argument("--rounds", type=int, help="of each table (default: 5, or 3 or 1 where one takes minutes)")
+    parser.add_argument("--rounds", type=int, help="of each table (default: 5, or 3 where one takes minutes)")
+    parser.add_argument("--images", type=float, default=1.0, metavar="PART", help="of the usual number (default: 1)")
+    parser.add_argument("--side", type=int, default=64, help="of the images that usually have 64")
     parser.add_argument("--out", type=Path, default=Path("bench"))
     parser.add_argument("--data", type=Path, default=Path("bench/data"), help="where shards are made and kept")
     parser.add_argument("--fresh", action="store_true", help="measure again what has been measured")
     options = parser.parse_args()
-    scale = Scale(options.data.resolve(), options.quick)
+    scale = Scale(options.data.resolve(), options.quick, options.images, options.side)
     wanted = [name for name in names if not options.table or name.startswith(tuple(options.table))]
     if not wanted:
         parser.error(f"no table is called {' or '.join(options.table)}; there are {', '.join(names)}")
@@ -67,15 +70,17 @@ class Kept:
         self._folder, self.known = folder, known
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "measures.json"
-        self._here = machine()
+        self._here, self._code = machine(), code()
         self._found: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else {}
         self._note = " A quick run: it shows that all of it runs, and its figures mean nothing." if quick else ""
 
     def rounds(self, contest: Contest, *, fresh: bool) -> list[dict[str, Any]]:
-        """Return the rounds kept of a contest, to be added to: none from elsewhere or of other sizes."""
-        found = self._found.get(contest.name)
-        if fresh or not found or (found["title"], found["machine"]) != (contest.title, self._here):
-            found = self._found[contest.name] = {"title": contest.title, "machine": self._here, "rounds": []}
+        """Return the rounds kept of a contest, to be added to: none from elsewhere, of other sizes or other code."""
+        found = self._found.get(contest.name, {})
+        same = {"title": contest.title, "machine": self._here}
+        sources = found.get("code", {}).get("sources")
+        if fresh or any(found.get(name) != value for name, value in same.items()) or sources != self._code["sources"]:
+            found = self._found[contest.name] = {**same, "code": self._code, "rounds": []}
         rounds: list[dict[str, Any]] = found["rounds"]
         return rounds
 
@@ -87,7 +92,8 @@ class Kept:
 
     def table(self, contest: Contest) -> Table:
         """Return a contest's table."""
-        return Table(contest.title, contest.note, self._found[contest.name]["rounds"])
+        found = self._found[contest.name]
+        return Table(found["title"], f"{contest.note} {_said_of(found.get('code'))}", found["rounds"])
 
     def show(self) -> None:
         """Write the page and the picture of all that was measured here."""
@@ -100,6 +106,12 @@ class Kept:
         heading = f"# tilecov beside its peers\n\n{self._here}{self._note}\n\n{METHOD}\n![rates](peers.png)\n\n"
         (self._folder / "peers.md").write_text(heading + "\n".join(table.markdown() for table in tables))
         draw(tables, self._folder / "peers.png")
+
+
+def _said_of(code: dict[str, str] | None) -> str:
+    if code is None:
+        return "Which sources of tilecov these were was not noted then."
+    return f"tilecov's sources: {code['sources']}{', ' * bool(code['commit'])}{code['commit']}."
 
 
 METHOD = """\

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -63,12 +64,11 @@ class Cluster:
         with self._client() as client:
             client.wait_for_workers(number, timeout=LONG)
 
-    def busy(self) -> str | None:
-        """Return the name of a worker that is at work."""
+    def busy(self) -> list[str]:
+        """Return the names of the workers that are at work."""
         with self._client() as client:
             names = {address: worker["name"] for address, worker in client.scheduler_info(-1)["workers"].items()}
-            found = [names[address] for address, tasks in client.processing().items() if tasks and address in names]
-        return str(found[0]) if found else None
+            return [str(names[address]) for address, tasks in client.processing().items() if tasks and address in names]
 
     def tasks(self) -> list[Any]:
         """Return what the workers are given to do."""
@@ -261,10 +261,20 @@ def test_a_worker_killed_in_mid_unit_costs_its_unit(tmp_path: Path, cluster: Clu
     cluster.wait_for_workers(3)
 
     def kill_and_replace() -> None:
-        kill(workers[until(cluster.busy)])
+        while True:
+            name = until(cluster.busy)[0]
+            workers[name].send_signal(signal.SIGSTOP)
+            time.sleep(1)  # what it had sent has arrived
+            if name in cluster.busy():
+                break
+            workers[name].send_signal(signal.SIGCONT)
+        kill(workers[name])
         cluster.worker("--name", "late")
 
-    manifest = run(job, Watch(2, kill_and_replace))
+    # Beside the run, which gives nobody anything to do while it waits for its observer.
+    killing = threading.Thread(target=kill_and_replace)
+    manifest = run(job, Watch(2, killing.start))
+    killing.join()
     assert [process.poll() for process in workers.values()].count(-signal.SIGKILL) == 1
     assert manifest["moments_digest"] == expected_of(tmp_path, job)
 
