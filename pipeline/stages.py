@@ -94,6 +94,9 @@ def _finish_staged(context: Context) -> None:
         for record in context.run.commits("tiles").values()
         for (a, b), found in ((name.split("-"), found) for name, found in record["hashes"].items())
     }
+    lost = [pair for pair in context.tiling.upper() if pair not in hashes]
+    if context.job.covariance and lost:
+        raise DamagedTileError(f"the commits of {len(lost)} upper tiles are missing, first that of {lost[0]}")
     group = open_group(context.run.folder(MOMENTS), writable=True)
     total = np.sum(sums, axis=0).astype(dtype_of(context.origin))
     found = hashes if context.job.covariance else None
@@ -248,11 +251,13 @@ def repair(context: Context, stage: str, error: DamagedTileError) -> bool:
 
     Partials and staged rows that were lost, by a power cut or a hand, are read again from the shards.
     """
-    if stage not in {"merge", "tiles"}:
+    without_covariance = {"spectrum", "certificate"} if not context.job.covariance else set()
+    if stage not in {"merge", "tiles"} | without_covariance:
         return False
     context.observer.note(f"{error}; its unit is read again")
     again = "rows" if context.plan.strategy == "staged" else "moments", "tiles"
-    for name in again:
+    names = [planned.name for planned in context.plan.stages]
+    for name in names[names.index(again[0]) :]:
         context.manifest["stages"].pop(name, None)
     context.manifest["repaired"] = True
     context.finishing.wait()  # else what it still notes would replace this

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from . import retries
+from .answers import LOOK
 from .sources import Source
 from .versions import ReplacedError
 
@@ -15,11 +16,12 @@ FIRST_BYTES = 1 << 18
 """Bytes of the range that reading begins with."""
 WINDOW_BYTES = 16 << 20
 """Bytes that a file holds at most, those on their way included."""
+RANGES = WINDOW_BYTES // RANGE_BYTES
+"""The same in ranges."""
 QUIET_SECONDS = 60.0
 """A file that gives no byte for so long while some are waited for is given up."""
 SLOWEST_RATE = 1 << 16
 """Bytes a second; a file that is waited for longer than it takes at this rate, and QUIET_SECONDS, is given up."""
-_LOOK = 0.5  # seconds between two looks whether anybody still wants what is waited for
 _FEWEST = 1 << 16  # bytes that are asked for after failures
 
 
@@ -27,7 +29,7 @@ class Window:
     """How many ranges may be held or on their way, of all files that one thread reads one after another."""
 
     def __init__(self) -> None:
-        self.left = WINDOW_BYTES // RANGE_BYTES
+        self.left = RANGES
 
 
 class ReadAhead:
@@ -65,7 +67,7 @@ class ReadAhead:
 
     @property
     def _deepest(self) -> int:
-        return min(self.source.readers, WINDOW_BYTES // RANGE_BYTES)
+        return min(self.source.readers, RANGES)
 
     @property
     def is_asked_for(self) -> bool:
@@ -129,7 +131,7 @@ class ReadAhead:
                     self._give_up(range_, self._waited + now - begun)
                 if self.stopped.is_set():
                     raise InterruptedError("the reader was closed")
-                self.moved.wait(min(left, _LOOK))
+                self.moved.wait(min(left, LOOK))
         self._waited += time.monotonic() - begun
         if range_.error is not None:
             raise range_.error

@@ -5,12 +5,14 @@ import io
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
+from .answers import Answer
 from .readahead import ReadAhead, Window
 from .redact import redact
 from .retries import one_line, retry
-from .sources import open_source, shown_url
+from .sources import Source, open_source, shown_url
 
 
 class ResumingStream(io.RawIOBase):
@@ -55,7 +57,8 @@ class ResumingStream(io.RawIOBase):
         self._path, self._size = path, size
         self._position = 0
         self._ahead: ReadAhead | None = None
-        self._unchecked = self._failed = False
+        self._opening: Answer[Source] | None = None
+        self._unchecked = False
         self.when_asked_for: Callable[[], None] | None = None
         """Called after reading, where all bytes up to the end are there or on their way."""
 
@@ -90,7 +93,7 @@ class ResumingStream(io.RawIOBase):
             return b""
         end = self._position + wanted
         with self._naming():
-            ahead = self._ahead = self._ahead or self._open(whole=False)
+            ahead = self._ahead = self._ahead or self._opened(whole=self._opening is not None)
             data = ahead.read(self._position, end)
             self._unchecked = True
             if end == self._size:
@@ -101,28 +104,28 @@ class ResumingStream(io.RawIOBase):
         return data
 
     def begin(self) -> None:
-        """Ask for the first bytes, of which all will be read; what fails is raised where they are read."""
-        if self._ahead is None and not self._failed:
-            try:
-                self._ahead = self._open(whole=True)
-            except Exception:  # noqa: BLE001  (stores have exceptions of their own)
-                self._failed = True
-        if self._ahead is not None:
-            self._ahead.fill()
+        """Have the file opened, of which all will be read; waits for nothing. What fails is raised by ``read``."""
+        self._opening = self._opening or Answer(partial(open_source, *self._place, fresh=self._fresh))
 
-    @property
-    def is_asked_for(self) -> bool:
-        """Whether every byte up to the end is there or on its way."""
-        return self._ahead is not None and self._ahead.is_asked_for
+    def fill(self) -> bool:
+        """Ask for the first bytes if the file is open; return whether every byte is there or on its way."""
+        if self._ahead is None and self._opening is not None and self._opening.succeeded:
+            self._ahead = self._opened(whole=True)
+        if self._ahead is None:
+            return False
+        self._ahead.fill()
+        return self._ahead.is_asked_for
 
-    def _open(self, *, whole: bool) -> ReadAhead:
-        return ReadAhead(open_source(*self._place, fresh=self._fresh), self._stopped, self._window, whole=whole)
+    def _opened(self, *, whole: bool) -> ReadAhead:
+        self.begin()
+        source = cast("Answer[Source]", self._opening).wait(self._stopped)
+        return ReadAhead(source, self._stopped, self._window, whole=whole)
 
     def check(self) -> None:
         """Make sure that all bytes given so far are of one version; ReplacedError where they may not be."""
         if self._unchecked and self._ahead is not None:
             with self._naming():
-                retry(self._ahead.source.check_end)
+                Answer(partial(retry, self._ahead.source.check_end)).wait(self._stopped)
             self._unchecked = False
 
     @contextmanager
@@ -142,4 +145,6 @@ class ResumingStream(io.RawIOBase):
         if ahead is not None:
             ahead.stop()
             ahead.source.close()
+        elif self._opening is not None and self._opening.succeeded:
+            self._opening.wait().close()
         super().close()

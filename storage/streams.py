@@ -10,7 +10,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from .filesystems import file_system
 from .listing import Shard
-from .readahead import Window
+from .readahead import RANGES, Window
 from .resuming import ResumingStream
 from .versions import ReplacedError, tag_of
 
@@ -83,19 +83,17 @@ class ShardStreams:
         return ResumingStream(fs, path, shard.size, shard.tag, stopped=self._stopped, window=self._window)
 
     def _begin_others(self) -> None:
-        """Ask for the first bytes of the next shards, in their order, as far as there is room."""
-        if self._begun:
-            self._begun[-1].begin()  # those before it are asked for already
-        while self._window.left > 0 and len(self._begun) < len(self._left):
-            if self._begun and not self._begun[-1].is_asked_for:
-                return
+        """Have the next shards opened, and ask for their first bytes in their order as far as there is room."""
+        while len(self._begun) < min(RANGES, len(self._left)):
             shard = self._left[len(self._begun)]
             fs, path = file_system(shard.address or shard.url, self._options)
             if isinstance(fs, LocalFileSystem):
+                break
+            self._begun.append(self._make(shard, fs, path))
+            self._begun[-1].begin()
+        for stream in self._begun:
+            if not stream.fill():
                 return
-            stream = self._make(shard, fs, path)
-            self._begun.append(stream)
-            stream.begin()
 
 
 def _check_local(fs: LocalFileSystem, path: str, shard: Shard) -> None:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from tilecov.pipeline import Job, Moments, run
 from tilecov.pipeline.cli import run_safely
 from tilecov.pipeline.errors import OtherJobError
 from tilecov.pipeline.merge import merge
-from tilecov.pipeline.observer import Observer
 from tilecov.pipeline.synth import synth
 from tilecov.pipeline.verify import verify
 from tilecov.storage.lease import NAME as LEASE
@@ -68,91 +66,6 @@ def test_a_crash_at_any_write_is_resumed(tmp_path: Path, strategy: Strategy, mon
     assert crashes >= 5
     assert manifest["moments_digest"] == digest_of(images)
     assert verify(RunFolder(Folder(str(tmp_path / "run"))))[1] == []
-
-
-def change(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[7] ^= 1
-    path.write_bytes(content)
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-@pytest.mark.parametrize("strategy", ["resident", "staged"])
-@pytest.mark.parametrize(
-    ("names", "damage"),
-    [
-        *product([{"0-0", "0"}, {"sum", "zarr.json"}], [change, cut, empty, Path.unlink]),
-        ({"00000.json"}, Path.unlink),
-    ],
-)
-def test_lost_work_is_read_again(
-    tmp_path: Path,
-    names: set[str],
-    strategy: Strategy,
-    damage: Callable[[Path], None],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A partial that a power cut damaged after its commit is noticed and made anew."""
-    from tilecov.pipeline import stages
-
-    images = random_images(24, 4)
-    paths = tuple(str(path) for path in write_shards(tmp_path / "shards", images, 3))
-    first = "rows" if strategy == "staged" else "moments"
-    original = stages.STAGES[first]
-
-    def damaging(context: Any) -> Any:
-        result = original(context)
-        if "repaired" not in context.manifest:
-            work = tmp_path / "run" / "work"
-            files = [*(work / first).rglob("*"), *(work / "commits" / first).iterdir()]
-            damage(next(path for path in files if path.is_file() and path.name in names))
-        return result
-
-    monkeypatch.setattr(stages, "STAGES", {**stages.STAGES, first: damaging})
-    manifest = run(Job(shards=paths, resolution=4, rank=0, out=str(tmp_path / "run"), strategy=strategy))
-    assert manifest["repaired"]
-    assert manifest["moments_digest"] == digest_of(images)
-
-
-@pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("strategy", ["resident", "staged"])
-def test_a_crash_amid_reading_again_is_resumed(
-    tmp_path: Path, strategy: Strategy, last: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before the commits of what was damaged are gone, and after; run.json must not call finished what they were."""
-    images = random_images(24, 4)
-    paths = tuple(str(path) for path in write_shards(tmp_path / "shards", images, 3))
-    job = Job(shards=paths, resolution=4, rank=0, out=str(tmp_path / "run"), strategy=strategy)
-    first = "rows" if strategy == "staged" else "moments"
-    original, victims = RunFolder.forget, list[Path]()
-
-    def damaging(self: RunFolder, stage: str, task: str = "") -> None:
-        if last:
-            original(self, stage, task)
-        raise Crash
-
-    class Damaging(Observer):
-        def finished(self, stage: str, seconds: float) -> None:
-            if stage == first:
-                files = (tmp_path / "run" / "work" / first).rglob("*")
-                victims.append(next(path for path in files if path.is_file() and path.name in {"0-0", "0"}))
-                cut(victims[0])
-
-    monkeypatch.setattr(RunFolder, "forget", damaging)
-    with pytest.raises(Crash):
-        run(job, Damaging())
-    monkeypatch.setattr(RunFolder, "forget", original)
-    manifest = run(job)
-    assert victims
-    assert manifest["repaired"]
-    assert manifest["moments_digest"] == digest_of(images)
 
 
 @pytest.mark.parametrize(("method", "at"), [("remove", WORK), ("writing", REPORT)])

@@ -1,6 +1,7 @@
 """Ranges that are read ahead, over the ends of shards; nobody waits for a store once nobody wants its bytes."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import ClassVar
@@ -95,9 +96,49 @@ def test_shards_come_whole_and_in_order_from_one_window(put: Callable[..., list[
 def test_the_next_shards_are_asked_for_while_one_is_read(put: Callable[..., list[Shard]]) -> None:
     shards = put([MIB] * 12)
     with ShardStreams(shards, {}) as streams, streams.open_next() as stream:
-        while len(stream.read(1 << 16)) and not streams._begun:
-            pass
-        assert len(streams._begun) >= 7  # at once, and before the first shard was read to its end
+        asked = 0
+        while asked < 7 and stream.read(1 << 12):
+            asked = sum(begun._ahead is not None and begun._ahead.is_asked_for for begun in streams._begun)
+            time.sleep(0.01)  # they are opened beside this
+        assert asked == 7
+
+
+@pytest.mark.parametrize("how", ["hangs", "fails"])
+def test_a_shard_that_does_not_open_keeps_nobody_from_the_one_before(
+    put: Callable[..., list[Shard]], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    shards, opened, ended = put([MIB] * 3), list[str](), threading.Event()
+
+    def check(source: Source) -> None:
+        opened.append(source.path)
+        if source.path.endswith("01.tar"):
+            assert how == "fails" or ended.wait()
+            raise PermissionError(source.path)
+
+    monkeypatch.setattr(Recorded, "check", check)
+    stopped = threading.Event()
+    with ShardStreams(shards, {}, stopped) as streams:
+        assert [len(data) for data in read_all(streams, 1)] == [MIB]
+        threading.Timer(0.2, stopped.set).start() if how == "hangs" else None
+        with pytest.raises(InterruptedError if how == "hangs" else PermissionError):
+            next(read_all(streams, 1))
+    ended.set()
+    assert opened.count("/ahead/01.tar") == 1  # what was tried ahead is not tried again
+
+
+def test_a_store_that_hangs_at_the_end_is_not_waited_for(
+    put: Callable[..., list[Shard]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped, ended = threading.Event(), threading.Event()
+
+    def check_end(source: Source) -> None:
+        stopped.set()
+        ended.wait()
+
+    monkeypatch.setattr(Recorded, "check_end", check_end)
+    with ShardStreams(put([100]), {}, stopped) as streams, pytest.raises(InterruptedError):
+        next(read_all(streams, 1))
+    ended.set()
 
 
 def test_what_is_wrong_with_a_shard_is_said_when_it_is_read(put: Callable[..., list[Shard]]) -> None:
