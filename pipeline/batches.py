@@ -9,11 +9,11 @@ from .shards import Sample
 BATCH_SAMPLES = 64
 """Samples that one decode call takes: enough to make hand-over cheap."""
 BATCH_BYTES = 1 << 20
-"""Encoded bytes after which a batch is closed before it has that many: a decoder has four, and as many copies."""
+"""Encoded bytes, with the files beside, after which a batch is closed before it has that many: a decoder has four."""
 _CHUNKS = 2
 """Chunks of a shard that a batch may lie in: it keeps them alive."""
 _SPARSE = CHUNK_BYTES // 8
-"""Bytes of samples up to which they are copied out of their chunk, the rest of which nobody wants."""
+"""Bytes of samples, with the files beside them, up to which they are copied out of their chunk."""
 
 
 def batches(found: Iterable[list[Sample]]) -> Iterator[list[Sample]]:
@@ -27,16 +27,17 @@ def batches(found: Iterable[list[Sample]]) -> Iterator[list[Sample]]:
     batch: list[Sample] = []
     size, chunks = 0, 0
     for samples in found:
-        if sum([len(sample.data) for sample in samples]) <= _SPARSE:
+        sizes = [len(data) + (0 if beside is None else len(beside)) for _, _, data, beside in samples]
+        if sum(sizes) <= _SPARSE:
             samples = list(map(_copied, samples))  # noqa: PLW2901
         elif chunks == _CHUNKS:
             yield batch
             batch, size, chunks = [], 0, 1
         else:
             chunks += 1
-        for sample in samples:
+        for sample, bytes_ in zip(samples, sizes, strict=True):
             batch.append(sample)
-            size += len(sample.data)
+            size += bytes_
             if len(batch) >= BATCH_SAMPLES or size >= BATCH_BYTES:
                 yield batch
                 batch, size, chunks = [], 0, 1

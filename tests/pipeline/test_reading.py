@@ -143,13 +143,21 @@ def test_batches_are_bounded_in_samples_bytes_and_chunks(sizes: list[list[int]],
 
 
 class Endless(io.RawIOBase):
-    """A shard of files that nobody wants, without an end."""
+    """A shard of files that nobody wants; it has no end that a test would wait for."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.read_bytes()[:1024]  # a header and its content
+        self.begun = time.monotonic()
 
     def read(self, size: int = -1) -> bytes:
+        assert time.monotonic() < self.begun + 60
         return self.file * (size // 1024)
+
+
+def test_the_files_beside_the_images_count() -> None:
+    found = [[Sample(str(i), "png", b"image", bytes(300_000))] for i in range(9)]
+    assert [len(batch) for batch in batches(found)] == [2, 2, 2, 2, 1]  # by chunks
+    assert [len(batch) for batch in batches([[sample for chunk in found for sample in chunk]])] == [4, 4, 1]  # by bytes
 
 
 @forked_or_not
@@ -169,7 +177,9 @@ def test_reading_ends_where_nothing_wanted_comes_any_more(
     monkeypatch.setattr(ShardStreams, "open_next", opening)
     blocks = iter(BlockReader(shards, Reading(spec(), 8, 2, skip=False, forked=forked)))
     next(blocks)
+    began = time.monotonic()
     blocks.close()  # type: ignore[attr-defined]
+    assert time.monotonic() < began + 50
 
 
 def test_ahead_yields_everything_in_order_and_stops() -> None:

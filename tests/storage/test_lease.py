@@ -83,7 +83,7 @@ def test_it_is_renewed(tmp_path: Path) -> None:
 
 
 def test_one_of_many_wins(tmp_path: Path) -> None:
-    tried = threading.Barrier(8)
+    tried = threading.Barrier(8, timeout=60)
 
     def work(_: int) -> bool:
         try:
