@@ -216,8 +216,9 @@ class Costs:
         return self.base + self.blocks(rows) + 12 * self.tile_bytes // 8 + self.decoding()
 
     def blocks(self, rows: int, ahead: int = BLOCKS) -> int:
-        """Bytes of the blocks in flight; fewer where there are not so many samples."""
-        return min(ahead * self.tallest(rows), self._most_samples) * self.job.size * self.itemsize
+        """Bytes of the blocks in flight; fewer where there are not so many samples, unless they are pinned."""
+        row, pinned = self.job.size * self.itemsize, ahead * (self.machine.device == "cuda")  # torch rounds these up
+        return max(pinned << (rows * row - 1).bit_length(), min(ahead * self.tallest(rows), self._most_samples) * row)
 
     def tallest(self, rows: int) -> int:
         """Return the rows of the tallest block that is filled, ``rows`` where there are samples enough: they grow."""
@@ -265,8 +266,8 @@ class Costs:
         """Return a stage; bytes written lately are read from memory, so reading counts an eighth."""
         read, written, requests = (int(cost.get(what, 0)) for what in ("read", "written", "requests"))
         seconds = cost.get("seconds", 0.0) + (read / 8 + written) / self.machine.disk + 0.03
-        disk = int(cost.get("disk", written))
-        return StagePlan(name, memory, disk, read, written, requests, cost.get("flops", 0.0), seconds)
+        flops, disk = cost.get("flops", 0.0), int(cost.get("disk", written))
+        return StagePlan(name, memory, disk, read, written, requests, flops, seconds)
 
     def reading_stages(self, block: int, units: int) -> list[StagePlan]:
         """Return the stages of the resident strategy."""

@@ -26,6 +26,7 @@ from .shards import Item, Refused, Sample, Unwanted, sample_lists
 
 Block = npt.NDArray[Any]
 Labels = list[str]
+Empty = Callable[[tuple[int, int], str], Block]
 
 
 @dataclass(slots=True)
@@ -93,7 +94,7 @@ class Reading:
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     blocks: int = BLOCKS
     forked: bool = False
-    empty: Callable[[tuple[int, int], str], Block] = np.empty
+    empty: Empty = np.empty
 
     def decoders(self) -> tuple[Decoders, list[Block]]:
         """Return decoders and the blocks that they can write to; processes are forked by this call."""

@@ -30,9 +30,9 @@ from .machine import peak_bytes, reset_peak
 from .moments import block_hashes
 from .momentstore import MomentsStore
 from .norms import NormsSum
-from .reading import BlockReader, Reading, ShardTally
+from .reading import BlockReader, Empty, Reading, ShardTally
 from .rows import RowSpec
-from .transfer import host_block, sender_to
+from .transfer import host_block, let_go, sender_to
 
 Progress = Callable[[int, int], None]
 """Called with (shards or tiles, rows) that were done since the last call."""
@@ -130,11 +130,10 @@ class UnitTask(Task):
     forked: bool = False
     blocks: int = 1
 
-    def reader(self, progress: Progress | None, blocks: int = BLOCKS) -> BlockReader:
-        """Return the blocks of this unit."""
+    def reader(self, progress: Progress | None, blocks: int = BLOCKS, empty: Empty = np.empty) -> BlockReader:
+        """Return the blocks of this unit, arrays made by ``empty``."""
         reading = Reading(
-            self.spec, self.block_rows, self.threads, self.skip, self.pictures, self.options, blocks, self.forked,
-            partial(host_block, device=choose_device(self.device)),
+            self.spec, self.block_rows, self.threads, self.skip, self.pictures, self.options, blocks, self.forked, empty
         )  # fmt: skip
         return BlockReader(self.shards, reading, None if progress is None else lambda shards: progress(shards, 0))
 
@@ -170,14 +169,23 @@ def read_unit(task: UnitTask, progress: Progress | None = None) -> Record:
     started = begin()
     prefix = task.folder.fresh(task.stage, task.name)
     parts = _Parts(task, Partial(task.folder.folder(prefix)))
-    reader = task.reader(progress, task.blocks)
+    ledger = _add_blocks(task, parts, progress)
+    let_go()
+    return task.commit(started, {"prefix": prefix, "ledger": ledger, "parts": parts.finish()})
+
+
+def _add_blocks(task: UnitTask, parts: "_Parts", progress: Progress | None) -> list[Record]:
+    """Add all rows of a unit to its parts; return its ledger."""
+    # The rows of a group are copied together first, from where a device could fetch them no faster.
+    empty = np.empty if task.spec.grouping else partial(host_block, device=choose_device(task.device))
+    reader = task.reader(progress, task.blocks, empty)
     for block, labels in reader:
         for label in sorted(set(labels)) if labels else [""]:
             rows = block[np.array([found == label for found in labels])] if labels else block
             parts.add(label, rows)
         if progress is not None:
             progress(0, len(block))
-    return task.commit(started, {"prefix": prefix, "ledger": _ledger(reader.tallies), "parts": parts.finish()})
+    return _ledger(reader.tallies)
 
 
 class _Parts:

@@ -1,7 +1,7 @@
 """Rows to an accelerator: copied from pinned memory while the rows before them are multiplied."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,22 @@ BUFFERS = 2
 
 
 def host_block(shape: tuple[int, int], kind: str, device: torch.device) -> npt.NDArray[Any]:
-    """Return an array that rows are decoded into; pinned where they go to a CUDA device, which fetches it by itself."""
-    if device.type != "cuda":
-        return np.empty(shape, kind)
-    return torch.empty(shape, dtype=getattr(torch, kind), pin_memory=True).numpy()
+    """Return an array that rows are decoded into; pinned where they go to a CUDA device, which fetches it by itself.
+
+    What may be pinned is limited by some systems; without it the rows arrive all the same, more slowly.
+    """
+    if device.type == "cuda":
+        with suppress(RuntimeError):
+            return torch.empty(shape, dtype=getattr(torch, kind), pin_memory=True).numpy()
+    return np.empty(shape, kind)
+
+
+def let_go() -> None:
+    """Give pinned memory that was freed back to the system; torch keeps it otherwise."""
+    cuda: Any = torch.cuda  # untyped
+    empty = getattr(torch.accelerator, "empty_host_cache", None)
+    if empty is not None and cuda.is_initialized():
+        empty()
 
 
 def sender_to(device: torch.device) -> Callable[[torch.Tensor], AbstractContextManager[torch.Tensor]]:

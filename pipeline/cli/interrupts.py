@@ -10,7 +10,7 @@ _SOON = 0.05  # seconds after which an interrupt that was lost is sent again
 
 
 def heed() -> None:
-    """Have SIGTERM end this process as Ctrl-C does, and no interrupt be lost.
+    """Have SIGTERM end this process as Ctrl-C does, and an interrupt that falls into a finalizer be heeded too.
 
     What stops containers ends a run as Ctrl-C does, its lease freed; the first process of a container would not even
     notice a signal that it has no handler for. `tilecov serve` sets its own.

@@ -159,7 +159,7 @@ def components(scale: Scale, *, full: bool) -> Contest:
 
 def job(scale: Scale, name: str, side: int, channels: int, usual: int) -> Contest:
     """Return the contest of whole jobs."""
-    small, images, part = (8, 300, "16") if scale.quick else (side, scale.images(usual), "1024")
+    small, images, part = (8, 300, 16) if scale.quick else (side, scale.images(usual), min(1024, channels * side**2))
 
     def entries() -> list[Entry]:
         shards = scale.shards(images, small, channels)
@@ -168,7 +168,7 @@ def job(scale: Scale, name: str, side: int, channels: int, usual: int) -> Contes
             "folder": str(Path(shards[0]).parent),
         }  # fmt: skip
         full = Entry("tilecov, full rank", "jobs.tilecov", same)
-        leading = Entry(f"tilecov, rank {int(part):,}", "jobs.tilecov", {**same, "rank": int(part)}, 1e-2)
+        leading = Entry(f"tilecov, rank {part:,}", "jobs.tilecov", {**same, "rank": part}, 1e-2)
         reference = Entry("reference, full rank", "jobs.reference", same)
         return [full, *([leading] if name == "job-64" else []), reference]
 

@@ -33,8 +33,10 @@ def main() -> None:
         "--table", action="append", metavar="NAME", help=f"one of {', '.join(names)}, or their beginning"
     )
     parser.add_argument("--rounds", type=int, help="of each table (default: 5, or 3 where one takes minutes)")
-    parser.add_argument("--images", type=float, default=1.0, metavar="PART", help="of the usual number (default: 1)")
-    parser.add_argument("--side", type=int, default=64, help="of the images that usually have 64")
+    parser.add_argument(
+        "--images", type=float, default=1.0, metavar="PART", help="of the usual number (default: 1), but for growth"
+    )
+    parser.add_argument("--side", type=int, default=64, help="of the images that usually have 64, but for growth")
     parser.add_argument("--out", type=Path, default=Path("bench"))
     parser.add_argument("--data", type=Path, default=Path("bench/data"), help="where shards are made and kept")
     parser.add_argument("--fresh", action="store_true", help="measure again what has been measured")

@@ -1,9 +1,9 @@
 """The planner: pure, printable, and refusing before anything runs."""
 
-import dataclasses
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from tilecov.pipeline import Job, plan, run
 from tilecov.pipeline.cli import run_safely
-from tilecov.pipeline.costs import tile_of, tiles_of, upper_entries
+from tilecov.pipeline.costs import READ_SECONDS, Costs, tile_of, tiles_of, upper_entries
 from tilecov.pipeline.errors import DoesNotFitError
 from tilecov.pipeline.facts import DatasetFacts, inspect
 from tilecov.pipeline.machine import Machine
@@ -56,6 +56,22 @@ def test_no_stage_passes_the_memory(memory: Any, resolution: int, workers: int) 
         assert planned.memory == job(memory=memory).memory
 
 
+def test_pinned_blocks_count_whole_and_in_powers_of_two() -> None:
+    few = facts(samples=100, shards=2)
+    there, here = (Costs(job(resolution=40), few, replace(MACHINE, device=device)) for device in ("cuda", "cpu"))
+    assert here.blocks(1024) == 126 * 4800  # no more samples than there may be
+    assert there.blocks(1024) == 2 * (8 << 20)  # of 1,024 x 4,800 bytes each
+
+
+def test_one_thread_of_each_process_reads() -> None:
+    machine = replace(MACHINE, cores=64)
+    quick = replace(facts(), decode_seconds=1e-6)
+    one, two = (Costs(job(workers=workers), quick, machine).decode_seconds() for workers in (1, 2))
+    assert one == 2 * two == 50_000 * READ_SECONDS
+    four = replace(MACHINE, cores=4)
+    assert Costs(job(), facts(), four).decode_seconds() == pytest.approx(50_000 * (1e-4 + READ_SECONDS) / 4)
+
+
 @pytest.mark.parametrize(
     ("batched", "encoded", "samples", "forked"),
     [
@@ -70,7 +86,7 @@ def test_no_stage_passes_the_memory(memory: Any, resolution: int, workers: int) 
 def test_decoders_are_processes_where_many_small_pictures_are_decoded_one_by_one(
     batched: float, encoded: int, samples: int, forked: bool
 ) -> None:
-    found = dataclasses.replace(facts(samples), batched=batched, encoded=encoded)
+    found = replace(facts(samples), batched=batched, encoded=encoded)
     assert plan(job(decode_threads=2), found, MACHINE).forked == forked
     assert not plan(job(decode_threads=1), found, MACHINE).forked
 
@@ -143,13 +159,11 @@ def test_stages_keep_what_they_free_only_where_there_is_room_for_it() -> None:
 
 def test_blocks_are_read_ahead_where_that_holds_nothing_up() -> None:
     """Beside a network's pauses, an accelerator, or threads that wait for none; memory is planned for it."""
-    local, apart = plan(job(), facts(), MACHINE), plan(job(), facts(), dataclasses.replace(MACHINE, apart=True))
+    local, apart = plan(job(), facts(), MACHINE), plan(job(), facts(), replace(MACHINE, apart=True))
     assert (local.blocks, apart.blocks) == (1, 2)
     assert apart.stages[0].memory - local.stages[0].memory == local.block_rows * 12_288
-    assert plan(job(), facts(), dataclasses.replace(MACHINE, device="cuda")).blocks == 2
-    far = dataclasses.replace(
-        facts(), shards=tuple(dataclasses.replace(shard, url=f"s3:/{shard.url}") for shard in facts().shards)
-    )
+    assert plan(job(), facts(), replace(MACHINE, device="cuda")).blocks == 2
+    far = replace(facts(), shards=tuple(replace(shard, url=f"s3:/{shard.url}") for shard in facts().shards))
     assert plan(job(), far, MACHINE).blocks == 2
 
 
@@ -182,7 +196,7 @@ def test_auto_chooses_by_memory_samples_rank_and_says_why(wanted: dict[str, Any]
 
 def test_too_little_disk_is_refused_with_both_sizes() -> None:
     with pytest.raises(DoesNotFitError, match=r"of disk and 1\.0 GiB are free"):
-        plan(job(resolution=128), facts(), dataclasses.replace(MACHINE, disk_free=GIB))
+        plan(job(resolution=128), facts(), replace(MACHINE, disk_free=GIB))
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=40), st.integers(1, 5000), st.integers(1, 5))

@@ -1,5 +1,7 @@
 """Rows to a device: the same rows, whatever is overwritten meanwhile, and the same bits of a job that goes this way."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,79 @@ def test_rows_arrive_though_their_block_is_written_anew(device: str) -> None:
             totals.append(there.to(torch.int64).sum(dim=0))  # queued, not waited for
     found = [total.cpu() for total in totals]
     assert all(bool((total == number * (1 + 3 * number)).all()) for number, total in enumerate(found))
+
+
+class Calls:
+    """A device's calls, noted in order: on the CPU they do nothing, and nothing could be seen to be missing."""
+
+    def __init__(self) -> None:
+        self.noted: list[str] = []
+        self.where = "products"
+
+    def note(self, what: str) -> None:
+        self.noted.append(f"{self.where}: {what}")
+
+    @contextmanager
+    def stream(self, stream: "Stream") -> Iterator[None]:
+        self.where = stream.name
+        yield
+        self.where = "products"
+
+
+class Stream:
+    def __init__(self, calls: Calls, name: str) -> None:
+        self.calls, self.name = calls, name
+
+    def wait_event(self, event: "Event") -> None:
+        self.calls.noted.append(f"{self.name}: wait for {event.name}")
+
+
+class Event:
+    def __init__(self, calls: Calls, name: str) -> None:
+        self.calls, self.name = calls, name
+
+    def record(self, stream: Stream) -> None:
+        self.calls.noted.append(f"{stream.name}: {self.name}")
+
+    def synchronize(self) -> None:
+        self.calls.noted.append(f"host: wait for {self.name}")
+
+
+class Buffer:
+    def __init__(self, calls: Calls, turn: int) -> None:
+        self.calls, self.turn = calls, turn
+
+    def copy_(self, rows: torch.Tensor, *, non_blocking: bool) -> None:
+        assert non_blocking
+        self.calls.note(f"copy to {self.turn}")
+
+
+def test_copies_and_products_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A buffer is filled after the products with what lay there, and the host goes on once its rows are copied."""
+    transfer, calls = Transfer(torch.device("cpu")), Calls()
+    buffers = [Buffer(calls, turn) for turn in range(2)]
+    calls.current_stream = lambda device: Stream(calls, "products")  # type: ignore[attr-defined]
+    monkeypatch.setattr(transfer, "_calls", calls)
+    monkeypatch.setattr(transfer, "_stream", Stream(calls, "copies"))
+    monkeypatch.setattr(transfer, "_copied", Event(calls, "copied"))
+    monkeypatch.setattr(transfer, "_used", [Event(calls, f"used {turn}") for turn in range(2)])
+    monkeypatch.setattr(transfer, "_buffer", lambda turn, rows: buffers[turn])
+    for _ in range(3):
+        with transfer.sent(torch.empty(1)):
+            calls.note("products")
+    assert calls.noted == [
+        line
+        for turn in (0, 1, 0)
+        for line in (
+            f"copies: wait for used {turn}",
+            f"copies: copy to {turn}",
+            "copies: copied",
+            "products: wait for copied",
+            "host: wait for copied",
+            "products: products",
+            f"products: used {turn}",
+        )
+    ]
 
 
 @pytest.mark.parametrize("device", DEVICES)
