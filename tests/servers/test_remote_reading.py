@@ -109,13 +109,13 @@ def test_a_dark_line_is_waited_for(s3: Store, put: Put, proxy: FaultProxy) -> No
 def test_a_line_that_stays_dark_is_given_up(
     s3: Store, put: Put, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    monkeypatch.setattr(readahead, "QUIET_SECONDS", 2.0)
     shard = put(content(40 * MIB))  # more than is read ahead
     said = rf"s3://bucket/.*a\.tar came too slowly: \d+ of {40 * MIB} bytes after ([2-9]|\d\d+) s"
     begun = time.monotonic()
     with open_shard(shard, s3.through(proxy.port)) as stream:
         if when == "amid":
             stream.read(MIB)
+        monkeypatch.setattr(readahead, "QUIET_SECONDS", 2.0)  # a busy machine may take longer for what is answered
         proxy.go_dark(1000)
         with pytest.raises(TimeoutError, match=said):
             stream.read()
