@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
+from tilecov.storage.answers import check_wanted
 from tilecov.storage.checksums import Checksummed
 from tilecov.storage.listing import Shard
 from tilecov.storage.streams import ShardStreams
@@ -231,8 +232,7 @@ class BlockReader:
                     cast("BinaryIO", stream), spec.image_keys, max_bytes=spec.max_sample, companion=beside
                 ):
                     yield from self._wanted(tally, items)
-                    if self._stop.is_set():  # also where nothing is wanted for long
-                        raise InterruptedError("the reader was closed")
+                    check_wanted(self._stop)  # also where nothing is found for long
                 tally.crc32 = stream.crc32()
         except TarError as error:
             if not self._reading.skip:

@@ -10,6 +10,12 @@ LOOK = 0.5
 """Seconds between two looks whether anybody still wants what is waited for."""
 
 
+def check_wanted(stopped: threading.Event | None) -> None:
+    """Raise InterruptedError where ``stopped`` is set: nobody wants any more what is read."""
+    if stopped is not None and stopped.is_set():
+        raise InterruptedError("the reader was closed")
+
+
 class Answer(Generic[T]):
     """What ``call`` returns or raises; its thread is daemonic, so that one which hangs does not keep the process.
 
@@ -39,8 +45,7 @@ class Answer(Generic[T]):
     def wait(self, stopped: threading.Event | None = None) -> T:
         """Return what the call returns, or raise what it raises; InterruptedError where ``stopped`` is set before."""
         while not self._done.wait(LOOK if stopped is not None else None):
-            if stopped is not None and stopped.is_set():
-                raise InterruptedError("the reader was closed")
+            check_wanted(stopped)
         if self._error is not None:
             raise self._error
         return cast("T", self._value)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from . import retries
-from .answers import LOOK
+from .answers import LOOK, check_wanted
 from .sources import Source
 from .versions import ReplacedError
 
@@ -129,8 +129,7 @@ class ReadAhead:
                 left = min(quiet, longest - self._waited - (now - begun))
                 if left <= 0:
                     self._give_up(range_, self._waited + now - begun)
-                if self.stopped.is_set():
-                    raise InterruptedError("the reader was closed")
+                check_wanted(self.stopped)
                 self.moved.wait(min(left, LOOK))
         self._waited += time.monotonic() - begun
         if range_.error is not None:
@@ -221,8 +220,7 @@ class _Range:
         return error
 
     def _take(self, piece: bytes) -> None:
-        if self.stopped.is_set():
-            raise InterruptedError("the reader was closed")
+        check_wanted(self.stopped)
         room = self.end - self.start - len(self.data)
         if len(piece) > room:
             raise NotImplementedError(f"{self._source.url}: {room} bytes were asked for and {len(piece)} came")

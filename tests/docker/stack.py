@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import waiting
 from engine import Engine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "servers"))
@@ -26,6 +28,7 @@ USER = "12345"
 SECRETS = {"credentials": "canary-of-credentials", "token": "canary-of-token", ".env": "CANARY=canary-of-env"}
 """What lies in docker/ beside what git keeps, as on a user's machine: nothing of it may come into an image."""
 LONG = 180.0  # seconds after which something that should happen has not
+until = partial(waiting.until, seconds=LONG, pause=0.2)
 
 
 def variables(file: Path = DOCKER / ".env.example") -> dict[str, str]:
@@ -180,12 +183,3 @@ def running(engine: Engine, folder: Path) -> Iterator[Stack]:
     with built(engine, folder, "store", "scheduler") as stack:
         stack.compose("up", "--detach", "--wait", "--no-build", "--scale", "worker=2")
         yield stack
-
-
-def until(what: Callable[[], Any]) -> Any:
-    """Wait until ``what`` gives something true; return it."""
-    deadline = time.monotonic() + LONG
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.2)
-    return found

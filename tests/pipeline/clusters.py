@@ -5,28 +5,21 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import waiting
+
 LONG = 120.0  # seconds after which something that should happen has not
+until = partial(waiting.until, seconds=LONG, pause=0.05)
 PROCESS = """
 import sys
 from distributed.cli.dask_{0} import main
 if __name__ == "__main__":
     main(sys.argv[1:])
 """
-
-
-def until(what: Callable[[], Any]) -> Any:
-    """Wait until ``what`` gives something true; return it."""
-    deadline = time.monotonic() + LONG
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-    return found
 
 
 class Cluster:

@@ -45,7 +45,7 @@ def test_a_store_that_hangs_is_not_waited_for_once_nobody_wants_its_bytes(monkey
 
 
 class Recorded(Source):
-    """Files in memory; what is asked for is noted, and how many requests are open at a time."""
+    """Files in memory; what is asked for is noted."""
 
     asked: ClassVar[list[tuple[str, int]]] = []
 
@@ -119,7 +119,8 @@ def test_a_shard_that_does_not_open_keeps_nobody_from_the_one_before(
     stopped = threading.Event()
     with ShardStreams(shards, {}, stopped) as streams:
         assert [len(data) for data in read_all(streams, 1)] == [MIB]
-        threading.Timer(0.2, stopped.set).start() if how == "hangs" else None
+        if how == "hangs":
+            threading.Timer(0.2, stopped.set).start()
         with pytest.raises(InterruptedError if how == "hangs" else PermissionError):
             next(read_all(streams, 1))
     ended.set()
